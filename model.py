@@ -1,0 +1,115 @@
+"""The two convolutional VAEs: BetaVAE_H (Higgins et al., 2017) and BetaVAE_B (Burgess et al., 2018).
+
+Both are an encoder x -> (mu, logvar) of a diagonal Gaussian q(z|x) and a decoder z -> logits of
+p(x|z). The stacks are plain nn.Sequential; their numbering is that of the public checkpoints.
+"""
+import math
+
+import torch
+from torch import nn
+
+
+def kaiming_init(module):
+    """Kaiming normal for ReLU, zero bias: std = sqrt(2 / fan_in) (He et al., 2015).
+
+    The fan-in of a transposed conv is the number of terms in the sum that makes one output
+    value: C_in * k^2 / stride^2. torch's kaiming_normal_ takes C_out * k^2 instead, which makes
+    the decoder's activations shrink at every layer and its last layer three times too large; and
+    with that, or with torch's default, objective B never leaves the best static picture.
+    A transposed conv of stride 1 stands here only on a 1x1 input, where fan_in = C_in.
+
+    Output layers (mu and logvar, logits) get the same: their input went through a ReLU, which
+    halves its second moment, and the 2 makes up for it. So at the start mu, logvar and logits
+    have a variance of order 1, as have the activations of all layers before.
+    """
+    if not isinstance(module, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
+        return
+    if isinstance(module, nn.ConvTranspose2d):
+        k, stride = module.kernel_size[0], module.stride[0]
+        fan_in = module.in_channels * (k / stride) ** 2 if stride > 1 else module.in_channels
+    else:
+        fan_in = module.weight[0].numel()
+    nn.init.normal_(module.weight, std=math.sqrt(2 / fan_in))
+    nn.init.zeros_(module.bias)
+
+
+def reparameterise(mu, logvar, generator=None):
+    """z = mu + sigma * eps with eps ~ N(0, I) from generator; all (B, z_dim)."""
+    eps = torch.randn(mu.shape, dtype=mu.dtype, device=mu.device, generator=generator)
+    return mu + torch.exp(0.5 * logvar) * eps
+
+
+class BetaVAE(nn.Module):
+    """What both models share; subclasses build self.encoder and self.decoder."""
+
+    def encode(self, x):
+        """x (B, nc, 64, 64) in [0, 1] -> mu, logvar, each (B, z_dim), of q(z|x)."""
+        mu, logvar = self.encoder(x).chunk(2, dim=1)
+        return mu, logvar
+
+    def decode(self, z):
+        """z (B, z_dim) -> logits (B, nc, 64, 64) of p(x|z); their sigmoid is the mean image."""
+        return self.decoder(z)
+
+    def forward(self, x, generator=None):
+        """x (B, nc, 64, 64) -> x_recon (logits, as x), mu, logvar (B, z_dim); z is sampled once."""
+        mu, logvar = self.encode(x)
+        x_recon = self.decode(reparameterise(mu, logvar, generator))
+        return x_recon, mu, logvar
+
+
+class BetaVAE_H(BetaVAE):
+    """Conv VAE of Higgins et al. (2017), Appendix A.1, for 64x64 images (3D Chairs, CelebA)."""
+
+    def __init__(self, z_dim=10, nc=3):
+        super().__init__()
+        self.encoder = nn.Sequential(                               # B, nc, 64, 64
+            nn.Conv2d(nc, 32, 4, 2, 1), nn.ReLU(),                  # B,  32, 32, 32
+            nn.Conv2d(32, 32, 4, 2, 1), nn.ReLU(),                  # B,  32, 16, 16
+            nn.Conv2d(32, 64, 4, 2, 1), nn.ReLU(),                  # B,  64,  8,  8
+            nn.Conv2d(64, 64, 4, 2, 1), nn.ReLU(),                  # B,  64,  4,  4
+            nn.Conv2d(64, 256, 4, 1), nn.ReLU(),                    # B, 256,  1,  1
+            nn.Flatten(),                                           # B, 256
+            nn.Linear(256, 2 * z_dim),                              # B, 2 z_dim
+        )
+        self.decoder = nn.Sequential(                               # B, z_dim
+            nn.Linear(z_dim, 256),                                  # B, 256
+            nn.Unflatten(1, (256, 1, 1)), nn.ReLU(),                # B, 256,  1,  1
+            nn.ConvTranspose2d(256, 64, 4), nn.ReLU(),              # B,  64,  4,  4
+            nn.ConvTranspose2d(64, 64, 4, 2, 1), nn.ReLU(),         # B,  64,  8,  8
+            nn.ConvTranspose2d(64, 32, 4, 2, 1), nn.ReLU(),         # B,  32, 16, 16
+            nn.ConvTranspose2d(32, 32, 4, 2, 1), nn.ReLU(),         # B,  32, 32, 32
+            nn.ConvTranspose2d(32, nc, 4, 2, 1),                    # B, nc, 64, 64
+        )
+        self.apply(kaiming_init)
+
+
+class BetaVAE_B(BetaVAE):
+    """Conv VAE of Burgess et al. (2018), Appendix A.1, for 64x64 images (dSprites)."""
+
+    def __init__(self, z_dim=10, nc=1):
+        super().__init__()
+        self.encoder = nn.Sequential(                               # B, nc, 64, 64
+            nn.Conv2d(nc, 32, 4, 2, 1), nn.ReLU(),                  # B, 32, 32, 32
+            nn.Conv2d(32, 32, 4, 2, 1), nn.ReLU(),                  # B, 32, 16, 16
+            nn.Conv2d(32, 32, 4, 2, 1), nn.ReLU(),                  # B, 32,  8,  8
+            nn.Conv2d(32, 32, 4, 2, 1), nn.ReLU(),                  # B, 32,  4,  4
+            nn.Flatten(),                                           # B, 512
+            nn.Linear(512, 256), nn.ReLU(),                         # B, 256
+            nn.Linear(256, 256), nn.ReLU(),                         # B, 256
+            nn.Linear(256, 2 * z_dim),                              # B, 2 z_dim
+        )
+        self.decoder = nn.Sequential(                               # B, z_dim
+            nn.Linear(z_dim, 256), nn.ReLU(),                       # B, 256
+            nn.Linear(256, 256), nn.ReLU(),                         # B, 256
+            nn.Linear(256, 512), nn.ReLU(),                         # B, 512
+            nn.Unflatten(1, (32, 4, 4)),                            # B, 32,  4,  4
+            nn.ConvTranspose2d(32, 32, 4, 2, 1), nn.ReLU(),         # B, 32,  8,  8
+            nn.ConvTranspose2d(32, 32, 4, 2, 1), nn.ReLU(),         # B, 32, 16, 16
+            nn.ConvTranspose2d(32, 32, 4, 2, 1), nn.ReLU(),         # B, 32, 32, 32
+            nn.ConvTranspose2d(32, nc, 4, 2, 1),                    # B, nc, 64, 64
+        )
+        self.apply(kaiming_init)
+
+
+MODELS = {"H": BetaVAE_H, "B": BetaVAE_B}

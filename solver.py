@@ -1,0 +1,306 @@
+"""One run: the objectives of both papers, the training loop, checkpoints, and when to draw."""
+import json
+import shutil
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from tqdm import tqdm
+
+import plots
+from dataset import return_data
+from model import MODELS
+from utils import Checkpoints, Log, StopSignals, UserError, atomic_file, git_commit, versions
+
+
+# The objective. All terms are in nats: summed over pixels or latents, averaged over the batch.
+
+def reconstruction_loss(x, x_recon, distribution):
+    """-E_q[log p(x|z)], up to a constant, from one sample of z; a scalar in nats an image.
+
+    x: images in [0, 1] (B, C, H, W); x_recon: logits of p(x|z), as x.
+    bernoulli: binary cross-entropy of each pixel.
+    gaussian: squared error of the mean sigmoid(x_recon), which is a Gaussian of variance 1/2.
+    """
+    if distribution == "bernoulli":
+        loss = F.binary_cross_entropy_with_logits(x_recon, x, reduction="sum")
+    elif distribution == "gaussian":
+        loss = F.mse_loss(torch.sigmoid(x_recon), x, reduction="sum")
+    else:
+        raise ValueError(f"distribution {distribution!r} is neither bernoulli nor gaussian")
+    return loss / len(x)
+
+
+def kl_divergence(mu, logvar):
+    """KL(q(z|x) || N(0, I)) of diagonal Gaussians (Kingma & Welling, 2014, Appendix B), in nats.
+
+    mu, logvar: (B, z_dim). Returns, averaged over the batch: total over latents (scalar), that of
+    each latent (z_dim,), and their mean (scalar).
+    """
+    per_latent = 0.5 * (mu**2 + logvar.exp() - 1 - logvar).mean(dim=0)  # z_dim
+    return per_latent.sum(), per_latent, per_latent.mean()
+
+
+def objective_H(recon_loss, total_kld, beta):
+    """Higgins et al. (2017), eq. 4, negated: to be minimised."""
+    return recon_loss + beta * total_kld
+
+
+def objective_B(recon_loss, total_kld, gamma, C):
+    """Burgess et al. (2018), eq. 8, negated: to be minimised. |KL - C| is taken of the batch mean."""
+    return recon_loss + gamma * (total_kld - C).abs()
+
+
+def capacity(step, C_max, C_stop_iter):
+    """C in nats at a step: from 0 to C_max in a straight line, there at C_stop_iter (Appendix A.2)."""
+    return min(max(C_max * step / C_stop_iter, 0.0), C_max)
+
+
+def epoch_order(seed, epoch, n):
+    """The order of n images in an epoch: int64 (n,), a function of its arguments alone."""
+    return torch.from_numpy(np.random.default_rng((seed, epoch)).permutation(n))
+
+
+# A run.
+
+NEVER = 2**62  # stands for the iteration of a bad loss while there was none
+
+
+def defining_flags(args):
+    """The flags that make a run what it is, as a dict: with others, it is another run."""
+    names = ["dataset", "model", "objective", "z_dim", "lr", "beta1", "beta2", "batch_size", "seed"]
+    names += ["beta"] if args.objective == "H" else ["gamma", "C_max", "C_stop_iter"]
+    return {name: getattr(args, name) for name in names}
+
+
+class Solver:
+    """Trains a beta-VAE, or loads one, as args (the flags of main.py) say."""
+
+    def __init__(self, args):
+        self.args = args
+        self.device = torch.device("cuda" if args.cuda and torch.cuda.is_available() else "cpu")
+        if args.threads:
+            torch.set_num_threads(args.threads)
+        self.checkpoints = Checkpoints(Path(args.ckpt_dir) / args.viz_name)
+        self.outputs = Path(args.output_dir) / args.viz_name
+        state = self.find_checkpoint()
+
+        self.data = return_data(args, self.device)
+        self.batches_per_epoch = len(self.data) // args.batch_size
+        if not self.batches_per_epoch:
+            raise UserError(f"{len(self.data)} images are fewer than one batch of {args.batch_size}")
+        self.epoch = None
+
+        # Model, data order, noise and pictures each have a stream of random numbers of their own.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(args.seed)
+            self.net = MODELS[args.model](args.z_dim, self.data.channels)
+        self.net.to(self.device, memory_format=torch.channels_last)
+        self.optim = torch.optim.Adam(self.net.parameters(), lr=args.lr,
+                                      betas=(args.beta1, args.beta2), fused=True)
+        self.noise = torch.Generator(self.device).manual_seed(args.seed)
+        self.choose_pictures()
+
+        self.iter = 0
+        latents = [f"{name}_{j}" for name in ("kld", "mu", "var") for j in range(args.z_dim)]
+        self.log = Log(self.outputs / "log.csv",
+                       ["iter", "recon_loss", "total_kld", "mean_kld", "C", *latents])
+        # Sums over the open window of the log, on the device: reading them would wait for it.
+        self.sums = torch.zeros(4 + 3 * args.z_dim, dtype=torch.float64, device=self.device)
+        self.count = 0
+        self.last_row = None
+        self.first_bad = torch.tensor(NEVER, device=self.device)
+        if state:
+            self.load(state)
+
+    def train(self):
+        """Trains up to max_iter; returns the exit status: 0, or 130 or 143 if told to stop."""
+        args = self.args
+        if self.iter >= args.max_iter:
+            print(f"run {args.viz_name} is finished (iteration {self.iter:,}): "
+                  "a larger --max_iter continues it, another --viz_name starts a new run")
+            return 0
+        self.prepare_outputs()
+        with StopSignals() as stop, self.progress_bar() as bar:
+            while self.iter < args.max_iter and not stop.received:
+                self.iter += 1
+                x = self.data.batch(self.next_indices())        # B, C, 64, 64
+                self.training_step(x)
+                bar.update()
+
+                end = self.iter == args.max_iter
+                if end or self.iter % args.gather_step == 0:
+                    self.gather()
+                    bar.set_postfix_str(self.summary(), refresh=False)
+                if end or self.iter % args.display_step == 0:
+                    self.display()
+                if end or self.iter % args.save_step == 0 or self.iter % Checkpoints.KEEP_EVERY == 0:
+                    self.save()
+            if self.saved_iter != self.iter:
+                self.save()
+        self.log.close()
+        what = "finished" if self.iter == args.max_iter else "stopped"
+        print(f"{what} at iteration {self.iter:,}; saved {self.checkpoints.folder / 'last'}")
+        return 0 if what == "finished" else 128 + stop.received
+
+    def training_step(self, x):
+        """One step of Adam on the objective of x, a batch of images (B, C, 64, 64)."""
+        args = self.args
+        x_recon, mu, logvar = self.net(x, self.noise)
+        recon_loss = reconstruction_loss(x, x_recon, self.data.distribution)
+        total_kld, latent_kld, mean_kld = kl_divergence(mu, logvar)
+        C = capacity(self.iter, args.C_max, args.C_stop_iter)
+        if args.objective == "H":
+            loss = objective_H(recon_loss, total_kld, args.beta)
+        else:
+            loss = objective_B(recon_loss, total_kld, args.gamma, C)
+
+        self.optim.zero_grad()
+        loss.backward()
+        self.optim.step()
+        self.accumulate(loss, recon_loss, total_kld, mean_kld, C, latent_kld, mu, logvar)
+
+    @torch.no_grad()
+    def accumulate(self, loss, recon_loss, total_kld, mean_kld, C, latent_kld, mu, logvar):
+        """Adds a step to the window's sums and notes a loss that is not finite, all on the device."""
+        scalars = torch.stack([recon_loss, total_kld, mean_kld, recon_loss.new_tensor(C)])
+        self.sums += torch.cat([scalars, latent_kld, mu.mean(dim=0), logvar.exp().mean(dim=0)])
+        self.count += 1
+        bad = torch.where(loss.isfinite(), NEVER, self.iter)
+        self.first_bad = torch.minimum(self.first_bad, bad)
+
+    def next_indices(self):
+        """The images of this iteration; each epoch is a new permutation, less its last partial batch."""
+        epoch, position = divmod(self.iter - 1, self.batches_per_epoch)
+        if epoch != self.epoch:
+            self.epoch, self.order = epoch, epoch_order(self.args.seed, epoch, len(self.data))
+        return self.order[position * self.args.batch_size:][:self.args.batch_size]
+
+    # Looking at a run.
+
+    def gather(self):
+        """Writes the averages over the window as a row of the log, and opens the next window."""
+        self.stop_if_not_finite()
+        means = (self.sums / self.count).tolist()
+        if self.args.objective == "H":
+            means[3] = None
+        self.last_row = self.log.append(self.iter, means)
+        self.sums.zero_()
+        self.count = 0
+
+    def window_means(self):
+        """The last row of the log, without iter; before there is one, the means of the open window."""
+        return self.last_row or (self.sums / self.count).tolist()
+
+    def summary(self):
+        recon_loss, total_kld, _, C = self.window_means()[:4]
+        return f"recon {recon_loss:.1f} KL {total_kld:.2f}" + ("" if C is None else f" C {C:.2f}")
+
+    def display(self):
+        tqdm.write(f"[{self.iter:,}] {self.summary()} nats")
+        if self.args.save_output:
+            self.draw()
+
+    def choose_pictures(self):
+        """Chooses, from the seed, what the pictures of all iterations show."""
+        generator = torch.Generator().manual_seed(self.args.seed)
+        indices = torch.randint(len(self.data), (21,), generator=generator)
+        self.seed_images = {**self.data.fixed_images, "image": int(indices[0])}
+        self.reconstructed = indices[1:]
+        self.seed_z = torch.randn(self.args.z_dim, generator=generator)
+
+    @torch.no_grad()
+    def draw(self):
+        """Writes the pictures of this iteration. Takes no random numbers: training cannot notice."""
+        folder = self.outputs / str(self.iter)
+        folder.mkdir(parents=True, exist_ok=True)
+        mu, _ = self.net.encode(self.data.batch(torch.tensor(list(self.seed_images.values()))))
+        seeds = {**dict(zip(self.seed_images, mu)), "random": self.seed_z.to(self.device)}
+        kld = self.window_means()[4:][:self.args.z_dim]
+        for name, z in seeds.items():
+            plots.traversal(self.net.decode, z, kld, folder / f"traverse_{name}.png")
+        x = self.data.batch(self.reconstructed)
+        mu, _ = self.net.encode(x)
+        plots.reconstruction(x, self.net.decode(mu), folder / "reconstruction.png")
+        if self.log.path.exists():
+            plots.curves(self.log.path, self.outputs / "curves.png")
+        tqdm.write(f"pictures in {folder}")
+
+    def progress_bar(self):
+        bar = tqdm(total=self.args.max_iter, initial=self.iter, unit="it", dynamic_ncols=True)
+        if not bar.fp.isatty():
+            bar.mininterval = 30  # a line in a file
+        return bar
+
+    # Files of a run.
+
+    def prepare_outputs(self):
+        """Makes the folders and args.json; the log goes on after the checkpoint, or begins anew."""
+        if self.iter == 0:
+            self.checkpoints.clear()
+            for folder in self.outputs.glob("*[0-9]"):
+                if folder.name.isdecimal():
+                    shutil.rmtree(folder)
+        self.outputs.mkdir(parents=True, exist_ok=True)
+        self.log.open(self.iter)
+        with atomic_file(self.outputs / "args.json") as file:
+            file.write(json.dumps({"arguments": vars(self.args), **self.environment(),
+                                   "commit": git_commit()}, indent=2).encode())
+        self.saved_iter = self.iter
+        start = f"resumed at iteration {self.iter:,}" if self.iter else "a new run"
+        print(f"{self.args.viz_name}: {start}; {len(self.data):,} images; {self.environment()['device']}, "
+              f"{torch.get_num_threads()} threads; curves and pictures in {self.outputs}")
+
+    def environment(self):
+        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
+        return {"device": name, "threads": torch.get_num_threads(), "versions": versions()}
+
+    def stop_if_not_finite(self):
+        """Waits for the device; raises UserError if a loss so far was infinite or NaN."""
+        if (bad := int(self.first_bad)) != NEVER:
+            raise UserError(f"the loss is not finite since iteration {bad:,}: stopped, "
+                            f"{self.checkpoints.folder} keeps the checkpoints from before; "
+                            "a lower --lr may help")
+
+    def save(self):
+        self.stop_if_not_finite()
+        self.log.flush_to_disk()
+        self.checkpoints.save({
+            "iter": self.iter,
+            "win_states": {},
+            "model_states": {"net": self.net.state_dict()},
+            "optim_states": {"optim": self.optim.state_dict()},
+            "generators": {"noise": self.noise.get_state()},
+            "epoch": self.iter // self.batches_per_epoch,
+            "position": self.iter % self.batches_per_epoch,
+            "window": {"sums": self.sums, "count": self.count, "last_row": self.last_row},
+            "arguments": vars(self.args),
+            **self.environment(),
+        })
+        self.saved_iter = self.iter
+
+    def find_checkpoint(self):
+        """Reads the checkpoint that args names, if there is one, and checks that it fits args."""
+        args, folder = self.args, self.checkpoints.folder
+        if args.train and args.ckpt_name != "last" and not args.overwrite and self.checkpoints.paths():
+            raise UserError(f"{folder} holds checkpoints that --ckpt_name {args.ckpt_name} would overwrite: "
+                            "give another --viz_name, or --overwrite True")
+        state = None if args.ckpt_name == "none" else self.checkpoints.load(args.ckpt_name)
+        if not args.train:
+            if state is None:
+                raise UserError(f"--train False needs a checkpoint, and {folder} has none: train first")
+            for name in defining_flags(argparse_namespace(state)):
+                setattr(args, name, state["arguments"][name])
+        elif state:
+            self.check_fits(state)
+        return state
+
+    def check_fits(self, state):
+        saved = state["arguments"]
+        others = [f"{name} {saved.get(name)} (now {value})"
+                  for name, value in defining_flags(self.args).items() if saved.get(name) != value]
+        if others:
+            raise UserError(f"run {self.args.viz_name} was made with other settings: {', '.join(others)}; "
+                            "a new run needs another --viz_name")

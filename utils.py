@@ -1,0 +1,215 @@
+"""What a run needs besides training: flag types, signals, and files that are never half-written."""
+import contextlib
+import csv
+import io
+import math
+import os
+import platform
+import signal
+import subprocess
+import zipfile
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+
+class UserError(Exception):
+    """Something that the user can put right; main.py prints it as one line, without a traceback."""
+
+
+def boolean(text):
+    """argparse type: true, yes, 1 or false, no, 0, in any case."""
+    if text.lower() in ("true", "yes", "1"):
+        return True
+    if text.lower() in ("false", "no", "0"):
+        return False
+    raise ValueError(f"{text!r} is neither true nor false")
+
+
+def count(text):
+    """argparse type: a whole number, which may be written 1e6."""
+    try:
+        return int(text)
+    except ValueError:
+        value = float(text)
+        if not (math.isfinite(value) and value == int(value)):
+            raise ValueError(f"{text!r} is not a whole number") from None
+        return int(value)
+
+
+def versions():
+    """Versions of what the numbers of a run depend on."""
+    return {"python": platform.python_version(),
+            **{name: version(name) for name in ("torch", "torchvision", "numpy")}}
+
+
+def git_commit():
+    """Commit of the code that runs, with '+changes' if files differ from it; None without git."""
+    def git(*args):
+        return subprocess.run(["git", *args], cwd=Path(__file__).resolve().parent, text=True,
+                              capture_output=True, check=True, timeout=10).stdout.strip()
+    try:
+        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+class StopSignals:
+    """Within `with`: the first Ctrl-C or SIGTERM is kept in .received, a second ends the process."""
+
+    def __enter__(self):
+        self.received = None
+        self.handlers = {number: signal.signal(number, self.receive)
+                         for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def receive(self, number, frame):
+        self.received = number
+        for each in self.handlers:
+            signal.signal(each, signal.SIG_DFL)
+
+    def __exit__(self, *error):
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def atomic_file(path):
+    """Opens path to be written in bytes: it holds the old content or all of the new, also after a crash."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+class Log:
+    """The curves of a run: a csv file of one row for each window of iterations.
+
+    columns: names, the first of which is "iter". A value may be None: it is written as nothing.
+    """
+
+    def __init__(self, path, columns):
+        self.path, self.columns, self.file = Path(path), columns, None
+
+    def open(self, last_iter):
+        """Opens the file to append after last_iter: later rows, and all before a fresh start, go."""
+        rows = [self.columns]
+        if last_iter and self.path.exists():
+            with open(self.path, newline="") as file:
+                rows += [row for row in list(csv.reader(file))[1:]
+                         if len(row) == len(self.columns) and int(row[0]) <= last_iter]
+        with atomic_file(self.path) as file:
+            file.write("".join(",".join(row) + "\n" for row in rows).encode())
+        self.file = open(self.path, "a", newline="")
+
+    def append(self, iteration, values):
+        """Adds a row; returns its values as a reader of the file will see them."""
+        texts = ["" if value is None else f"{value:.6g}" for value in values]
+        self.file.write(",".join([str(iteration), *texts]) + "\n")
+        self.file.flush()
+        return [float(text) if text else None for text in texts]
+
+    def flush_to_disk(self):
+        os.fsync(self.file.fileno())
+
+    def close(self):
+        if self.file:
+            self.file.close()
+
+
+def read_log(path):
+    """Reads log.csv as {column: list of floats}; what is empty there is NaN."""
+    with open(path, newline="") as file:
+        header, *rows = csv.reader(file)
+    rows = [row for row in rows if len(row) == len(header)]  # a run may be writing the last one
+    return {name: [float(row[i]) if row[i] else math.nan for row in rows]
+            for i, name in enumerate(header)}
+
+
+class Checkpoints:
+    """A run's folder of checkpoints: last, previous, and one for each KEEP_EVERY iterations, kept for good.
+
+    A checkpoint holds tensors and plain Python values only, so that loading one runs no code.
+    """
+    KEEP_EVERY = 50_000
+
+    def __init__(self, folder):
+        self.folder = Path(folder)
+
+    def paths(self):
+        """The checkpoints that are there, the newest first."""
+        names = ["last", "previous"]
+        if self.folder.is_dir():
+            names += sorted((p.name for p in self.folder.iterdir() if p.name.isdecimal()), key=int, reverse=True)
+        return [self.folder / name for name in names if (self.folder / name).exists()]
+
+    def clear(self):
+        for path in self.paths():
+            path.unlink()
+
+    def save(self, state):
+        """Writes state as last; what was last becomes previous. At no moment is there no whole file."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        names = ["last"] + [str(state["iter"])] * (state["iter"] % self.KEEP_EVERY == 0)
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        for name in reversed(names):
+            with atomic_file(self.folder / name) as file:
+                file.write(buffer.getbuffer())
+                if name == "last" and (self.folder / "last").exists():
+                    os.replace(self.folder / "last", self.folder / "previous")
+
+    def load(self, name="last"):
+        """Reads a checkpoint onto the CPU.
+
+        name: "last" (if it is damaged the newest readable one; None if there are none at all), another
+        name in the folder, or a path. Raises UserError if there is nothing readable to give.
+        """
+        if name == "last":
+            return self.load_newest()
+        path = self.folder / name if (self.folder / name).exists() else Path(name)
+        if not path.exists():
+            there = ", ".join(p.name for p in self.paths()) or "none"
+            raise UserError(f"no checkpoint {name} in {self.folder} (there: {there}), nor a file of that name")
+        try:
+            return read_checkpoint(path)
+        except ValueError as error:
+            raise UserError(f"checkpoint {path} cannot be read: {error}") from None
+
+    def load_newest(self):
+        paths = self.paths()
+        for path in paths:
+            try:
+                state = read_checkpoint(path)
+            except ValueError as error:
+                print(f"checkpoint {path} cannot be read ({error}): taking the one before")
+                continue
+            if path.name != "last":
+                print(f"using checkpoint {path} of iteration {state['iter']}")
+            return state
+        if paths:
+            raise UserError(f"no checkpoint in {self.folder} can be read; to start afresh and lose them: "
+                            "--ckpt_name none --overwrite True")
+        return None
+
+
+def read_checkpoint(path):
+    """Loads one checkpoint file; ValueError says what is wrong with it. Never runs code from it."""
+    try:
+        with zipfile.ZipFile(path) as archive:  # torch itself does not look at the checksums
+            damaged = archive.testzip()
+        if damaged:
+            raise ValueError(f"checksum of {damaged} is wrong")
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch and zipfile raise a dozen types, for as many kinds of damage
+        raise ValueError(str(error).splitlines()[0] if str(error) else type(error).__name__) from None
+    if not (isinstance(state, dict) and "arguments" in state):
+        raise ValueError("it was not written by this program")
+    return state
