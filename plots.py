@@ -63,6 +63,8 @@ def curves(log_path, path):
     recon, kld, var = figure.subplots(1, 3)
     recon.plot(log["iter"], log["recon_loss"], color="black")
     recon.set(title="Reconstruction loss", ylabel="nats an image", yscale="log")
+    recon.yaxis.set_major_formatter("{x:.0f}")
+    recon.yaxis.set_minor_formatter("{x:.0f}")
     kld.plot(log["iter"], log["total_kld"], color="black", label="total")
     if any(C == C for C in log["C"]):
         kld.plot(log["iter"], log["C"], color="black", linestyle="--", label="C")

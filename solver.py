@@ -1,7 +1,7 @@
 """One run: the objectives of both papers, the training loop, checkpoints, and when to draw."""
+import argparse
 import json
 import shutil
-import time
 from pathlib import Path
 
 import numpy as np
@@ -258,11 +258,13 @@ class Solver:
         return {"device": name, "threads": torch.get_num_threads(), "versions": versions()}
 
     def stop_if_not_finite(self):
-        """Waits for the device; raises UserError if a loss so far was infinite or NaN."""
-        if (bad := int(self.first_bad)) != NEVER:
-            raise UserError(f"the loss is not finite since iteration {bad:,}: stopped, "
-                            f"{self.checkpoints.folder} keeps the checkpoints from before; "
-                            "a lower --lr may help")
+        """Waits for the device; raises UserError if a loss, or what the last step left, is not finite."""
+        bad = int(self.first_bad)
+        if bad == NEVER and not all(p.isfinite().all() for p in self.net.parameters()):
+            bad = self.iter
+        if bad != NEVER:
+            raise UserError(f"the loss is not finite since iteration {bad:,}: stopped; the checkpoints from "
+                            f"before stay in {self.checkpoints.folder}; a lower --lr may help")
 
     def save(self):
         self.stop_if_not_finite()
@@ -291,8 +293,8 @@ class Solver:
         if not args.train:
             if state is None:
                 raise UserError(f"--train False needs a checkpoint, and {folder} has none: train first")
-            for name in defining_flags(argparse_namespace(state)):
-                setattr(args, name, state["arguments"][name])
+            saved = argparse.Namespace(**state["arguments"])
+            vars(args).update(defining_flags(saved))
         elif state:
             self.check_fits(state)
         return state
@@ -304,3 +306,20 @@ class Solver:
         if others:
             raise UserError(f"run {self.args.viz_name} was made with other settings: {', '.join(others)}; "
                             "a new run needs another --viz_name")
+
+    def load(self, state):
+        """Takes up a run where state left it: on the CPU, to the bit."""
+        self.net.load_state_dict(state["model_states"]["net"])
+        self.optim.load_state_dict(state["optim_states"]["optim"])
+        self.iter = state["iter"]
+        self.sums.copy_(state["window"]["sums"])
+        self.count, self.last_row = state["window"]["count"], state["window"]["last_row"]
+        now = self.environment()
+        if self.device.type == "cpu" == state["device"] or "cpu" not in (self.device.type, state["device"]):
+            self.noise.set_state(state["generators"]["noise"])
+        else:  # the generators of other devices have other states
+            self.noise.manual_seed(self.args.seed + self.iter)
+        for name in ("device", "threads"):
+            if state[name] != now[name]:
+                print(f"the checkpoint was made with {name} {state[name]}, this is {now[name]}: "
+                      "the last digits may differ from those of a run without a break")

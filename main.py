@@ -1,0 +1,113 @@
+"""Trains a beta-VAE, or draws the pictures of a trained one.
+
+    python main.py --dataset dsprites --objective B --model B --viz_name my_run
+    python main.py --train False --viz_name my_run
+"""
+import argparse
+import math
+import sys
+from pathlib import Path
+
+from dataset import DATASETS
+from solver import Solver
+from utils import UserError, boolean, count
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message):
+        self.exit(2, f"{self.prog}: {message}\n")
+
+
+def make_parser():
+    parser = Parser(prog="main.py", description=__doc__.split("\n")[0], allow_abbrev=False,
+                    formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    add = parser.add_argument
+    add("--train", type=boolean, default=True, help="train; False: load the checkpoint and write its pictures")
+    add("--seed", type=count, default=1, help="of initialisation, data order, noise and the choice of pictures")
+    add("--cuda", type=boolean, default=True, help="use a CUDA device when there is one")
+    add("--threads", type=count, default=0, help="CPU threads; 0: torch's choice")
+    add("--max_iter", type=count, default=10**6, help="iterations, of one batch each, to train up to")
+    add("--batch_size", type=count, default=64, help="images a batch; in neither paper, as far as found")
+
+    add("--z_dim", type=count, default=10, help="latents; dSprites 10, chairs and CelebA 32 (Higgins et al.)")
+    add("--beta", type=float, default=4.0, help="weight of the KL in objective H; dSprites 4 (Higgins et al.)")
+    add("--objective", choices=["H", "B"], default="H",
+        help="H: beta * KL (Higgins et al. eq. 4); B: gamma * |KL - C| (Burgess et al. eq. 8)")
+    add("--model", choices=["H", "B"], default="H", help="network of Higgins et al. or of Burgess et al.")
+    add("--gamma", type=float, default=1000.0, help="weight of |KL - C| in objective B; 1000 (Burgess et al.)")
+    add("--C_max", type=float, default=25.0,
+        help="C at the end in objective B, nats; dSprites 25, CelebA 50 (Burgess et al.)")
+    add("--C_stop_iter", type=count, default=10**5,
+        help="iterations in which C rises to C_max; 1e5 (Burgess et al.)")
+    add("--lr", type=float, default=1e-4, help="learning rate of Adam; 1e-4 (Higgins et al.), 5e-4 (Burgess et al.)")
+    add("--beta1", type=float, default=0.9, help="decay of Adam's first moment, per iteration")
+    add("--beta2", type=float, default=0.999, help="decay of Adam's second moment, per iteration")
+
+    add("--dset_dir", default="data", help="folder of the data sets")
+    add("--dataset", type=str.lower, choices=DATASETS, default="dsprites", help="data set, in any case")
+    add("--image_size", type=count, default=64, help="side of an image in pixels; both papers' networks take 64")
+    add("--num_workers", type=count, default=2, help="processes that prepare images; training itself uses none")
+
+    add("--viz_on", type=boolean, default=True, help="show the run on a visdom dashboard")
+    add("--viz_name", default="main", help="name of the run: of its folders and of its dashboard")
+    add("--viz_port", type=count, default=8097, help="port of the visdom server")
+    add("--save_output", type=boolean, default=True,
+        help="write pictures; False: only log, arguments and checkpoints")
+    add("--output_dir", default="outputs", help="folder of all runs' curves and pictures")
+    add("--gather_step", type=count, default=1000, help="iterations averaged in one row of log.csv")
+    add("--display_step", type=count, default=10000, help="iterations between pictures")
+    add("--save_step", type=count, default=10000, help="iterations between checkpoints")
+    add("--ckpt_dir", default="checkpoints", help="folder of all runs' checkpoints")
+    add("--ckpt_name", default="last",
+        help="checkpoint to load: a name in the run's folder or a path; none: start afresh")
+    add("--overwrite", type=boolean, default=False,
+        help="let a run that starts afresh, or from another checkpoint than last, replace the one of its name")
+    return parser
+
+
+def parse(argv=None):
+    """Flags as a namespace; what makes no sense ends the program with one line and status 2."""
+    parser = make_parser()
+    args = parser.parse_args(argv)
+    for names, holds, rule in (
+        (["max_iter", "batch_size", "z_dim", "C_stop_iter", "gather_step", "display_step", "save_step"],
+         lambda v: v >= 1, "at least 1"),
+        (["seed", "threads", "num_workers"], lambda v: v >= 0, "at least 0"),
+        (["beta", "gamma", "C_max"], lambda v: 0 <= v < math.inf, "a number of at least 0"),
+        (["lr"], lambda v: 0 < v < math.inf, "a number above 0"),
+        (["beta1", "beta2"], lambda v: 0 <= v < 1, "at least 0 and below 1"),
+        (["viz_port"], lambda v: 1 <= v <= 65535, "a port, 1 to 65535"),
+        (["image_size"], lambda v: v == 64, "64: the networks of both papers are made for 64x64 images"),
+        (["seed"], lambda v: v < 2**63, "below 2^63"),
+        (["threads"], lambda v: v <= 4096, "at most 4096"),
+        (["viz_name"], lambda v: v.strip() and not Path(v).is_absolute() and ".." not in Path(v).parts
+         and Path(v).parts, "a name for a folder inside output_dir"),
+        (["dset_dir", "output_dir", "ckpt_dir", "ckpt_name"], lambda v: v, "given"),
+    ):
+        for name in names:
+            if not holds(getattr(args, name)):
+                parser.error(f"--{name} must be {rule}, not {getattr(args, name)!r}")
+    return args
+
+
+def main(argv=None):
+    """Runs the program; returns its exit status."""
+    args = parse(argv)
+    try:
+        if args.viz_on and args.train:
+            print(f"no dashboard in this version yet: curves and pictures are in {args.output_dir}/{args.viz_name}")
+        solver = Solver(args)
+        if args.train:
+            return solver.train()
+        solver.draw()
+        return 0
+    except (UserError, OSError) as error:
+        print(f"main.py: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("main.py: interrupted before training began", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

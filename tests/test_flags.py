@@ -1,0 +1,80 @@
+"""The command line, and that the README's commands agree with it."""
+import re
+import shlex
+
+import pytest
+
+import main
+from conftest import ROOT
+
+
+@pytest.mark.parametrize("flags", [
+    "--batch_size 0", "--C_max -1", "--image_size 128", "--model X", "--objective h", "--beta nan", "--lr 0",
+    "--lr inf", "--gamma -1", "--max_iter 1.5", "--max_iter inf", "--seed -1", "--train maybe", "--beta2 1",
+    "--dataset mnist", "--viz_port 0", "--viz_name ../x", "--viz_name /x", "--batch 64", "--unknown 1", "extra",
+    "--z_dim 0", "--C_stop_iter 0", "--gather_step 0", "--threads -1", "--output_dir ''", "--lr",
+])
+def test_a_value_that_makes_no_sense_is_one_line_and_status_2(flags, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main.parse(shlex.split(flags))
+    assert stop.value.code == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1 and "usage" not in err
+
+
+def test_defaults():
+    assert vars(main.parse([])) == dict(
+        train=True, seed=1, cuda=True, threads=0, max_iter=10**6, batch_size=64, z_dim=10, beta=4.0, objective="H",
+        model="H", gamma=1000.0, C_max=25.0, C_stop_iter=10**5, lr=1e-4, beta1=0.9, beta2=0.999, dset_dir="data",
+        dataset="dsprites", image_size=64, num_workers=2, viz_on=True, viz_name="main", viz_port=8097,
+        save_output=True, output_dir="outputs", gather_step=1000, display_step=10000, save_step=10000,
+        ckpt_dir="checkpoints", ckpt_name="last", overwrite=False)
+
+
+def test_counts_booleans_and_names_of_data_sets_are_read_as_people_write_them():
+    args = main.parse(["--max_iter", "1e6", "--train", "No", "--cuda", "1", "--dataset", "DSprites"])
+    assert (args.max_iter, args.train, args.cuda, args.dataset) == (1_000_000, False, True, "dsprites")
+
+
+def test_every_flag_has_a_help_sentence():
+    for action in main.make_parser()._actions:
+        assert len(action.help) > 10, action.dest
+
+
+def test_data_that_cannot_be_prepared_is_one_line(capsys, tmp_path):
+    assert main.main(["--dataset", "celeba", "--ckpt_dir", str(tmp_path), "--output_dir", str(tmp_path)]) == 1
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "--dataset dsprites" in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def commands():
+    """Each main.py command of the README and of the scripts, with its line ends joined."""
+    for path in [ROOT / "README.md", *ROOT.glob("*.sh")]:
+        text = path.read_text().replace("\\\n", " ")
+        for line in text.splitlines():
+            if found := re.search(r"(?:python|PYTHON:-python}\"?) main\.py(.*)", line):
+                yield path.name, found[1].replace('"$@"', "").split("`")[0].split("#")[0]
+            elif found := re.search(r"sh run_\w+\.sh(.*)", line):
+                yield path.name, found[1].split("`")[0].split("#")[0].split("*")[0]
+
+
+@pytest.mark.parametrize("file, flags", list(commands()))
+def test_every_command_parses(file, flags):
+    main.parse(shlex.split(flags))
+
+
+def test_the_commands_are_there_and_every_script_that_the_readme_names_exists():
+    assert {"README.md", "run_dsprites_B.sh"} <= {file for file, _ in commands()}
+    readme = (ROOT / "README.md").read_text()
+    for name in re.findall(r"[\w/]+\.(?:py|sh|png|txt)\b", readme):
+        if not name.startswith(("outputs", "traverse", "reconstruction", "curves")):
+            assert (ROOT / name).exists(), name
+
+
+def test_the_script_is_the_papers_setting():
+    flags = next(flags for file, flags in commands() if file == "run_dsprites_B.sh" and "gamma" in flags)
+    args = main.parse(shlex.split(flags))
+    assert (args.objective, args.model, args.gamma, args.C_max, args.C_stop_iter) == ("B", "B", 1000, 25, 10**5)
+    assert (args.lr, args.beta1, args.beta2, args.batch_size, args.z_dim) == (5e-4, 0.9, 0.999, 64, 10)
+    assert (args.max_iter, args.viz_name) == (10**6, "dsprites_B")

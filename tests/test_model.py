@@ -1,0 +1,94 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from model import BetaVAE_B, BetaVAE_H, reparameterise
+
+LAYERS = {  # position: shape of the weight, as in public checkpoints
+    BetaVAE_B: {"encoder": {0: (32, 1, 4, 4), 2: (32, 32, 4, 4), 4: (32, 32, 4, 4), 6: (32, 32, 4, 4),
+                            9: (256, 512), 11: (256, 256), 13: (20, 256)},
+                "decoder": {0: (256, 10), 2: (256, 256), 4: (512, 256), 7: (32, 32, 4, 4), 9: (32, 32, 4, 4),
+                            11: (32, 32, 4, 4), 13: (32, 1, 4, 4)}},
+    BetaVAE_H: {"encoder": {0: (32, 3, 4, 4), 2: (32, 32, 4, 4), 4: (64, 32, 4, 4), 6: (64, 64, 4, 4),
+                            8: (256, 64, 4, 4), 11: (20, 256)},
+                "decoder": {0: (256, 10), 3: (256, 64, 4, 4), 5: (64, 64, 4, 4), 7: (64, 32, 4, 4),
+                            9: (32, 32, 4, 4), 11: (32, 3, 4, 4)}},
+}
+
+
+@pytest.mark.parametrize("cls, parameters", [(BetaVAE_B, 502_005), (BetaVAE_H, 765_335)])
+def test_parameters_and_keys_are_those_of_public_checkpoints(cls, parameters):
+    model = cls()
+    assert sum(p.numel() for p in model.parameters()) == parameters
+    expected = {f"{part}.{i}.weight": shape
+                for part, layers in LAYERS[cls].items() for i, shape in layers.items()}
+    assert {k: tuple(v.shape) for k, v in model.state_dict().items() if k.endswith("weight")} == expected
+
+
+@pytest.mark.parametrize("cls, nc, z_dim", [(BetaVAE_B, 1, 10), (BetaVAE_B, 3, 32), (BetaVAE_H, 3, 32),
+                                            (BetaVAE_H, 1, 10)])
+def test_shapes(cls, nc, z_dim):
+    model = cls(z_dim, nc)
+    x = torch.rand(2, nc, 64, 64)
+    x_recon, mu, logvar = model(x)
+    assert x_recon.shape == x.shape
+    assert mu.shape == logvar.shape == (2, z_dim)
+    for part, h in ((model.encoder, x), (model.decoder, mu)):
+        sides = []
+        for layer in part:
+            h = layer(h)
+            if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)):
+                sides.append(h.shape[-1])
+        assert sides in ([32, 16, 8, 4], [32, 16, 8, 4, 1], [8, 16, 32, 64], [4, 8, 16, 32, 64])
+
+
+@pytest.mark.parametrize("cls, nc", [(BetaVAE_B, 1), (BetaVAE_H, 3)])
+@pytest.mark.parametrize("part", ["encoder", "decoder"])
+def test_variance_stays_of_order_one_through_all_layers(cls, nc, part):
+    """Fails with torch's kaiming_normal_, which takes the wrong axis of a transposed conv."""
+    torch.manual_seed(0)
+    model = cls(10, nc)
+    h = torch.randn(64, nc, 64, 64) if part == "encoder" else torch.randn(64, 10)
+    for layer in getattr(model, part):
+        h = layer(h)
+        if hasattr(layer, "weight"):
+            assert 0.4 < h.pow(2).mean() < 4, layer
+
+
+def test_every_layer_is_initialised_with_its_true_fan_in():
+    torch.manual_seed(0)
+    B, H = BetaVAE_B(), BetaVAE_H()
+    for layer, std in ((B.decoder[7], 0.125), (B.decoder[13], 0.125), (H.decoder[3], (2 / 256) ** 0.5),
+                       (B.encoder[2], (2 / 512) ** 0.5), (B.encoder[9], (2 / 512) ** 0.5)):
+        assert layer.weight.std().item() == pytest.approx(std, rel=0.12)
+        assert layer.bias.abs().max() == 0
+
+
+def test_building_a_model_draws_its_own_numbers_only():
+    """The weights of B after a seed are those of drawing B's layers, in order, and nothing else."""
+    torch.manual_seed(3)
+    model = BetaVAE_B()
+    torch.manual_seed(3)
+    layers = [m for m in model.modules() if hasattr(m, "weight")]
+    for layer in layers:
+        type(layer).reset_parameters(copy.deepcopy(layer))  # torch's own initialisation
+    for layer in layers:
+        drawn = torch.randn(layer.weight.shape)
+        torch.testing.assert_close(layer.weight / layer.weight.std(), drawn / drawn.std())
+
+
+def test_z_has_the_mean_and_the_standard_deviation_of_the_posterior():
+    mu, logvar = torch.full((100_000, 1), 2.0), torch.full((100_000, 1), -1.0)
+    z = reparameterise(mu, logvar, torch.Generator().manual_seed(0))
+    assert z.mean().item() == pytest.approx(2, abs=0.01)
+    assert z.std().item() == pytest.approx(0.6065, abs=0.01)
+
+
+def test_noise_comes_from_the_generator_alone():
+    model, x = BetaVAE_B(), torch.rand(2, 1, 64, 64)
+    state = torch.get_rng_state()
+    first, second = (model(x, torch.Generator().manual_seed(5))[0] for _ in range(2))
+    assert torch.equal(first, second)
+    assert torch.equal(state, torch.get_rng_state())

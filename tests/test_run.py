@@ -1,0 +1,200 @@
+"""Real runs of main.py in processes of their own: what they write, and that none is lost."""
+import csv
+import json
+import random
+import signal
+import time
+
+import pytest
+import torch
+from PIL import Image
+
+import main
+from solver import Solver
+from utils import UserError, read_checkpoint, read_log
+
+
+def same(a, b):
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+def assert_same_run(runs, one, other):
+    """Checkpoints (but for names and folders), log and pictures of two runs are equal to the byte."""
+    states = [read_checkpoint(runs.checkpoint(name)) for name in (one, other)]
+    for state in states:
+        state.pop("arguments")
+    for key in states[0]:
+        assert same(states[0][key], states[1][key]), key
+    files = [{p.relative_to(runs.outputs(name)): p.read_bytes() for p in runs.outputs(name).rglob("*.*")
+              if p.name != "args.json"} for name in (one, other)]
+    assert files[0].keys() == files[1].keys()
+    assert [name for name in files[0] if files[0][name] != files[1][name]] == []
+
+
+def wait_for(path, process):
+    start = time.time()
+    while not path.exists():
+        assert process.poll() is None and time.time() - start < 60
+        time.sleep(0.01)
+
+
+def test_resume_after_sigkill_gives_the_same_bytes(runs):
+    flags = ["--max_iter", 200]
+    runs.run("whole", *flags)
+    process = runs.start("killed", *flags)
+    wait_for(runs.checkpoint("killed"), process)
+    time.sleep(random.random() * 0.3)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    assert "resumed at iteration" in runs.run("killed", *flags).stdout
+    assert_same_run(runs, "whole", "killed")
+
+
+@pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_and_resume_gives_the_same_bytes(runs, number, status):
+    flags = ["--max_iter", 1000, "--display_step", 500, "--gather_step", 7, "--save_step", 400, "--batch_size", 1]
+    runs.run("whole", *flags)
+    process = runs.start("stopped", *flags)
+    wait_for(runs.outputs("stopped") / "args.json", process)
+    time.sleep(1)
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == status, output
+    assert "stopped at iteration" in output and "Traceback" not in output
+    runs.run("stopped", *flags)
+    assert_same_run(runs, "whole", "stopped")
+
+
+def test_a_run_writes_log_arguments_pictures_and_checkpoints(runs):
+    output = runs.run("run").stdout
+    log = read_log(runs.outputs("run") / "log.csv")
+    assert log["iter"] == [8, 16, 24, 32, 40]
+    names = ["iter", "recon_loss", "total_kld", "mean_kld", "C"]
+    assert list(log) == names + [f"{name}_{j}" for name in ("kld", "mu", "var") for j in range(10)]
+    assert log["C"] == pytest.approx([25e-5 * (8 * i + 4.5) for i in range(5)], rel=1e-4)  # mean over the window
+    for i in range(5):
+        assert log["total_kld"][i] == pytest.approx(sum(log[f"kld_{j}"][i] for j in range(10)), rel=1e-4)
+        assert log["var_0"][i] > 0
+    arguments = json.loads((runs.outputs("run") / "args.json").read_text())
+    assert arguments["arguments"]["C_stop_iter"] == 100_000
+    assert arguments["threads"] == 1 and arguments["versions"]["torch"]
+    for iteration in ("20", "40"):
+        names = {p.name for p in (runs.outputs("run") / iteration).iterdir()}
+        assert names == {f"traverse_{seed}.png" for seed in ("square", "ellipse", "heart", "image", "random")} | {
+            "reconstruction.png"}
+    Image.open(runs.outputs("run") / "curves.png").verify()
+    assert "[20]" in output and "[40]" in output
+    assert {p.name for p in runs.checkpoint("run").parent.iterdir()} == {"last", "previous"}
+    assert read_checkpoint(runs.checkpoint("run", "previous"))["iter"] == 30
+
+
+def test_objective_H_leaves_C_empty_and_no_pictures_are_written_when_not_wanted(runs):
+    runs.run("H", "--objective", "H", "--model", "H", "--save_output", "no", "--max_iter", 9, "--gather_step", 5)
+    rows = list(csv.DictReader(open(runs.outputs("H") / "log.csv")))
+    assert [(row["iter"], row["C"]) for row in rows] == [("5", ""), ("9", "")]  # max_iter is no multiple
+    assert {p.name for p in runs.outputs("H").iterdir()} == {"log.csv", "args.json"}
+    assert read_checkpoint(runs.checkpoint("H"))["iter"] == 9
+
+
+def test_pictures_and_display_do_not_change_training(runs):
+    runs.run("often", "--display_step", 3)
+    runs.run("never", "--display_step", 1000, "--save_output", "False")
+    often, never = (read_checkpoint(runs.checkpoint(name)) for name in ("often", "never"))
+    assert same(often["model_states"], never["model_states"])
+    assert same(often["generators"], never["generators"])
+
+
+def test_train_false_writes_the_pictures_of_the_checkpoint(runs):
+    runs.run("run")
+    before = {p: p.read_bytes() for p in runs.outputs("run").rglob("*.*")}
+    for path in before:
+        if path.suffix == ".png":
+            path.unlink()
+    # Flags that define the run come from the checkpoint.
+    runs.run("run", "--train", "False", "--objective", "H", "--model", "H", "--z_dim", 3, "--seed", 9)
+    after = {p: p.read_bytes() for p in runs.outputs("run").rglob("*.*")}
+    assert {p for p in before if p not in after} == set(runs.outputs("run").glob("20/*")) | {
+        p for p in before if p.parent.name == "20"}  # only the pictures of iteration 40 are drawn again
+    for path in after:
+        assert after[path] == before[path]
+    assert (runs.outputs("run") / "40" / "reconstruction.png").exists()
+    assert "needs a checkpoint" in runs.run("other", "--train", "False", status=1).stderr
+
+
+def test_a_finished_run_says_so_and_a_larger_max_iter_goes_on(runs):
+    runs.run("run", "--max_iter", 20)
+    assert "is finished (iteration 20)" in runs.run("run", "--max_iter", 20).stdout
+    runs.run("run", "--max_iter", 24)
+    assert read_log(runs.outputs("run") / "log.csv")["iter"] == [8, 16, 20, 24]
+
+
+def test_other_settings_are_refused_each_by_name(runs):
+    runs.run("run", "--max_iter", 10)
+    error = runs.run("run", "--lr", 1e-3, "--seed", 2, "--beta", 9, status=1).stderr
+    assert "lr 0.0001 (now 0.001)" in error and "seed 1 (now 2)" in error and "--viz_name" in error
+    assert "beta 4" not in error  # objective B has no beta
+    assert error.count("\n") == 1
+
+
+def test_starting_afresh_over_a_run_needs_overwrite(runs):
+    runs.run("run", "--max_iter", 20)
+    saved = runs.checkpoint("run").read_bytes()
+    error = runs.run("run", "--ckpt_name", "none", status=1).stderr
+    assert "--overwrite" in error and runs.checkpoint("run").read_bytes() == saved
+    runs.run("run", "--ckpt_name", "none", "--overwrite", "True", "--seed", 2, "--max_iter", 8)
+    assert read_log(runs.outputs("run") / "log.csv")["iter"] == [8]
+    assert not (runs.outputs("run") / "20").exists()
+    assert read_checkpoint(runs.checkpoint("run"))["iter"] == 8
+
+
+def test_a_damaged_last_gives_way_to_previous_and_none_readable_is_an_error(runs):
+    runs.run("whole")
+    runs.run("run")
+    last = runs.checkpoint("run")
+    whole = last.read_bytes()
+    for damaged in (whole[:len(whole) // 2], b"",
+                    whole[:len(whole) // 2] + bytes([whole[len(whole) // 2] ^ 1]) + whole[len(whole) // 2 + 1:]):
+        last.write_bytes(damaged)
+        output = runs.run("run").stdout
+        assert "cannot be read" in output and "resumed at iteration 30" in output
+        assert_same_run(runs, "whole", "run")
+    for which in ("last", "previous"):
+        runs.checkpoint("run", which).write_bytes(b"nothing")
+    assert "--ckpt_name none" in runs.run("run", status=1).stderr
+    assert last.read_bytes() == b"nothing"
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_the_good_checkpoint_stays(runs):
+    runs.run("run", "--max_iter", 20)
+    good = runs.checkpoint("run").read_bytes()
+    args = main.parse([*map(str, runs.flags), "--viz_name", "run", "--max_iter", "60"])
+    solver = Solver(args)
+    batch = solver.data.batch
+    solver.data.batch = lambda indices: batch(indices) * (float("nan") if solver.iter == 27 else 1)
+    with pytest.raises(UserError, match="not finite since iteration 27"):
+        solver.train()
+    assert runs.checkpoint("run").read_bytes() == good
+
+
+def test_a_data_set_smaller_than_a_batch_is_an_error(runs):
+    assert "fewer than one batch" in runs.run("run", "--batch_size", 10**6, status=1).stderr
+
+
+def test_one_checkpoint_is_kept_for_good_at_multiples(tmp_path):
+    from utils import Checkpoints
+    checkpoints = Checkpoints(tmp_path)
+    for iteration in (49_999, 50_000, 60_000, 100_000):
+        checkpoints.save({"iter": iteration, "arguments": {}})
+    assert [p.name for p in checkpoints.paths()] == ["last", "previous", "100000", "50000"]
+    for name in ("last", "previous"):
+        (tmp_path / name).write_bytes(b"")
+    assert checkpoints.load()["iter"] == 100_000
+    assert checkpoints.load("50000")["iter"] == 50_000
+    with pytest.raises(UserError, match="no checkpoint 70000"):
+        checkpoints.load("70000")
