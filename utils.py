@@ -155,7 +155,7 @@ class Checkpoints:
             path.unlink()
 
     def save(self, state):
-        """Writes state as last; what was last becomes previous. At no moment is there no whole file."""
+        """Writes state as last; what was last, if whole, becomes previous: one of them is always whole."""
         self.folder.mkdir(parents=True, exist_ok=True)
         names = ["last"] + [str(state["iter"])] * (state["iter"] % self.KEEP_EVERY == 0)
         buffer = io.BytesIO()
@@ -163,7 +163,7 @@ class Checkpoints:
         for name in reversed(names):
             with atomic_file(self.folder / name) as file:
                 file.write(buffer.getbuffer())
-                if name == "last" and (self.folder / "last").exists():
+                if name == "last" and not damage(self.folder / "last"):
                     os.replace(self.folder / "last", self.folder / "previous")
 
     def load(self, name="last"):
@@ -200,15 +200,23 @@ class Checkpoints:
         return None
 
 
-def read_checkpoint(path):
-    """Loads one checkpoint file; ValueError says what is wrong with it. Never runs code from it."""
+def damage(path):
+    """What is wrong with the bytes of a checkpoint file, as text; None if it is whole."""
     try:
         with zipfile.ZipFile(path) as archive:  # torch itself does not look at the checksums
-            damaged = archive.testzip()
-        if damaged:
-            raise ValueError(f"checksum of {damaged} is wrong")
+            member = archive.testzip()
+        return f"checksum of {member} is wrong" if member else None
+    except Exception as error:  # a dozen types, for as many kinds of damage
+        return str(error) or type(error).__name__
+
+
+def read_checkpoint(path):
+    """Loads one checkpoint file; ValueError says what is wrong with it. Never runs code from it."""
+    if what := damage(path):
+        raise ValueError(what)
+    try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch and zipfile raise a dozen types, for as many kinds of damage
+    except Exception as error:
         raise ValueError(str(error).splitlines()[0] if str(error) else type(error).__name__) from None
     if not (isinstance(state, dict) and "arguments" in state):
         raise ValueError("it was not written by this program")

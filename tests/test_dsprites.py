@@ -68,5 +68,5 @@ def test_the_fixed_images_stand_in_the_middle(dset_dir):
     assert list(data.fixed_images) == ["square", "ellipse", "heart"]
     for image in x:
         centre = image.nonzero().float().mean(dim=0)
-        assert (centre - 32).abs().max() < 1.6
+        assert (centre - 32).abs().max() < 2.5  # a heart is heavier above
         assert image.sum() > 280  # the largest scale

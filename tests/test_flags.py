@@ -53,6 +53,8 @@ def commands():
     for path in [ROOT / "README.md", *ROOT.glob("*.sh")]:
         text = path.read_text().replace("\\\n", " ")
         for line in text.splitlines():
+            if "--help" in line:
+                continue
             if found := re.search(r"(?:python|PYTHON:-python}\"?) main\.py(.*)", line):
                 yield path.name, found[1].replace('"$@"', "").split("`")[0].split("#")[0]
             elif found := re.search(r"sh run_\w+\.sh(.*)", line):

@@ -45,7 +45,7 @@ def wait_for(path, process):
 
 
 def test_resume_after_sigkill_gives_the_same_bytes(runs):
-    flags = ["--max_iter", 200]
+    flags = ["--max_iter", 200, "--display_step", 100]
     runs.run("whole", *flags)
     process = runs.start("killed", *flags)
     wait_for(runs.checkpoint("killed"), process)
@@ -164,6 +164,7 @@ def test_a_damaged_last_gives_way_to_previous_and_none_readable_is_an_error(runs
         output = runs.run("run").stdout
         assert "cannot be read" in output and "resumed at iteration 30" in output
         assert_same_run(runs, "whole", "run")
+        assert read_checkpoint(runs.checkpoint("run", "previous"))["iter"] == 30  # no damaged file took its place
     for which in ("last", "previous"):
         runs.checkpoint("run", which).write_bytes(b"nothing")
     assert "--ckpt_name none" in runs.run("run", status=1).stderr
