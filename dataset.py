@@ -1,4 +1,5 @@
 """Data sets as one object: len(), channels, distribution, factor sizes and batch(indices)."""
+import os
 import zlib
 from pathlib import Path
 
@@ -20,7 +21,7 @@ def return_data(args, device="cpu"):
         distribution   of p(x|z): "bernoulli" or "gaussian"
         factor_sizes   sizes of the grid of known factors, last one fastest; None if unknown
         fixed_images   {name: index} of images whose traversals tell something
-        batch(indices) int64 (B,) on the CPU -> float32 (B, C, 64, 64) in [0, 1] on device
+        batch(indices) int64 (B,) -> float32 (B, C, 64, 64) in [0, 1] on device
     """
     if args.dataset != "dsprites":
         raise UserError(f"--dataset {args.dataset} cannot be prepared yet: use --dataset dsprites")
@@ -48,7 +49,7 @@ class DSprites:
         return len(self.packed)
 
     def batch(self, indices):
-        rows = self.packed[indices.to(self.packed.device, non_blocking=True)]  # B, 64, 8 uint8
+        rows = self.packed[indices.to(self.packed.device)]        # B, 64, 8 uint8
         pixels = (rows[..., None] >> self.shifts) & 1                          # B, 64, 8, 8
         return pixels.float().view(len(indices), 1, 64, 64)
 
@@ -64,7 +65,7 @@ def load_packed(dset_dir):
         else:
             print(f"{path} is damaged: drawing dSprites again", flush=True)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_file(path) as file:
+        with atomic_file(path, writer=os.getpid()) as file:
             np.save(file, dsprites.render())
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}") from None

@@ -39,7 +39,7 @@ def make_parser():
         help="C at the end in objective B, nats; dSprites 25, CelebA 50 (Burgess et al.)")
     add("--C_stop_iter", type=count, default=10**5,
         help="iterations in which C rises to C_max; 1e5 (Burgess et al.)")
-    add("--lr", type=float, default=1e-4, help="learning rate of Adam; 1e-4 (Higgins et al.), 5e-4 (Burgess et al.)")
+    add("--lr", type=float, default=1e-4, help="learning rate of Adam; 1e-4 (Higgins et al., chairs and CelebA), 5e-4 (Burgess et al.)")
     add("--beta1", type=float, default=0.9, help="decay of Adam's first moment, per iteration")
     add("--beta2", type=float, default=0.999, help="decay of Adam's second moment, per iteration")
 
@@ -79,6 +79,7 @@ def parse(argv=None):
         (["viz_port"], lambda v: 1 <= v <= 65535, "a port, 1 to 65535"),
         (["image_size"], lambda v: v == 64, "64: the networks of both papers are made for 64x64 images"),
         (["seed"], lambda v: v < 2**63, "below 2^63"),
+        (["z_dim"], lambda v: v <= 1024, "at most 1024"),
         (["threads"], lambda v: v <= 4096, "at most 4096"),
         (["viz_name"], lambda v: v.strip() and not Path(v).is_absolute() and ".." not in Path(v).parts
          and Path(v).parts, "a name for a folder inside output_dir"),
@@ -87,6 +88,8 @@ def parse(argv=None):
         for name in names:
             if not holds(getattr(args, name)):
                 parser.error(f"--{name} must be {rule}, not {getattr(args, name)!r}")
+    if Path(args.output_dir).resolve() == Path(args.ckpt_dir).resolve():
+        parser.error("--output_dir and --ckpt_dir must be two folders: both name things by iteration")
     return args
 
 

@@ -61,7 +61,7 @@ def curves(log_path, path):
     latents = [name[4:] for name in log if name.startswith("kld_")]
     figure = Figure(figsize=(15, 4.5), layout="constrained")
     recon, kld, var = figure.subplots(1, 3)
-    recon.plot(log["iter"], log["recon_loss"], color="black")
+    recon.plot(log["iter"], log["recon_loss"], color="black", marker="." if len(log["iter"]) < 50 else "")
     recon.set(title="Reconstruction loss", ylabel="nats an image", yscale="log")
     recon.yaxis.set_major_formatter("{x:.0f}")
     recon.yaxis.set_minor_formatter("{x:.0f}")

@@ -1,7 +1,7 @@
 """One run: the objectives of both papers, the training loop, checkpoints, and when to draw."""
 import argparse
 import json
-import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -68,6 +68,12 @@ def epoch_order(seed, epoch, n):
 NEVER = 2**62  # stands for the iteration of a bad loss while there was none
 
 
+def stream_seed(seed, stream, start=0):
+    """A seed for one of a run's streams of random numbers, so that no two draw the same numbers."""
+    key = (("model", "noise", "pictures").index(stream), start)
+    return int(np.random.SeedSequence(seed, spawn_key=key).generate_state(1, np.uint32)[0])
+
+
 def defining_flags(args):
     """The flags that make a run what it is, as a dict: with others, it is another run."""
     names = ["dataset", "model", "objective", "z_dim", "lr", "beta1", "beta2", "batch_size", "seed"]
@@ -95,12 +101,12 @@ class Solver:
 
         # Model, data order, noise and pictures each have a stream of random numbers of their own.
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(args.seed)
+            torch.manual_seed(stream_seed(args.seed, "model"))
             self.net = MODELS[args.model](args.z_dim, self.data.channels)
         self.net.to(self.device, memory_format=torch.channels_last)
         self.optim = torch.optim.Adam(self.net.parameters(), lr=args.lr,
                                       betas=(args.beta1, args.beta2), fused=True)
-        self.noise = torch.Generator(self.device).manual_seed(args.seed)
+        self.noise = torch.Generator(self.device).manual_seed(stream_seed(args.seed, "noise"))
         self.choose_pictures()
 
         self.iter = 0
@@ -142,7 +148,7 @@ class Solver:
                 self.save()
         self.log.close()
         what = "finished" if self.iter == args.max_iter else "stopped"
-        print(f"{what} at iteration {self.iter:,}; saved {self.checkpoints.folder / 'last'}")
+        print(f"{what} at iteration {self.iter:,}; saved in {self.checkpoints.folder}")
         return 0 if what == "finished" else 128 + stop.received
 
     def training_step(self, x):
@@ -165,7 +171,7 @@ class Solver:
     @torch.no_grad()
     def accumulate(self, loss, recon_loss, total_kld, mean_kld, C, latent_kld, mu, logvar):
         """Adds a step to the window's sums and notes a loss that is not finite, all on the device."""
-        scalars = torch.stack([recon_loss, total_kld, mean_kld, recon_loss.new_tensor(C)])
+        scalars = torch.stack([recon_loss, total_kld, mean_kld, torch.full_like(recon_loss, C)])
         self.sums += torch.cat([scalars, latent_kld, mu.mean(dim=0), logvar.exp().mean(dim=0)])
         self.count += 1
         bad = torch.where(loss.isfinite(), NEVER, self.iter)
@@ -175,7 +181,8 @@ class Solver:
         """The images of this iteration; each epoch is a new permutation, less its last partial batch."""
         epoch, position = divmod(self.iter - 1, self.batches_per_epoch)
         if epoch != self.epoch:
-            self.epoch, self.order = epoch, epoch_order(self.args.seed, epoch, len(self.data))
+            self.epoch = epoch
+            self.order = epoch_order(self.args.seed, epoch, len(self.data)).to(self.device)
         return self.order[position * self.args.batch_size:][:self.args.batch_size]
 
     # Looking at a run.
@@ -183,16 +190,18 @@ class Solver:
     def gather(self):
         """Writes the averages over the window as a row of the log, and opens the next window."""
         self.stop_if_not_finite()
-        means = (self.sums / self.count).tolist()
-        if self.args.objective == "H":
-            means[3] = None
-        self.last_row = self.log.append(self.iter, means)
+        self.last_row = self.log.append(self.iter, self.window_means())
         self.sums.zero_()
         self.count = 0
 
     def window_means(self):
-        """The last row of the log, without iter; before there is one, the means of the open window."""
-        return self.last_row or (self.sums / self.count).tolist()
+        """What a row of the log holds after iter: of the open window, or of the last one if it has just closed."""
+        if not self.count:
+            return self.last_row
+        means = (self.sums / self.count).tolist()
+        if self.args.objective == "H":
+            means[3] = None  # no C
+        return means
 
     def summary(self):
         recon_loss, total_kld, _, C = self.window_means()[:4]
@@ -205,7 +214,7 @@ class Solver:
 
     def choose_pictures(self):
         """Chooses, from the seed, what the pictures of all iterations show."""
-        generator = torch.Generator().manual_seed(self.args.seed)
+        generator = torch.Generator().manual_seed(stream_seed(self.args.seed, "pictures"))
         indices = torch.randint(len(self.data), (21,), generator=generator)
         self.seed_images = {**self.data.fixed_images, "image": int(indices[0])}
         self.reconstructed = indices[1:]
@@ -230,7 +239,7 @@ class Solver:
 
     def progress_bar(self):
         bar = tqdm(total=self.args.max_iter, initial=self.iter, unit="it", dynamic_ncols=True)
-        if not bar.fp.isatty():
+        if not sys.stderr.isatty():
             bar.mininterval = 30  # a line in a file
         return bar
 
@@ -238,13 +247,13 @@ class Solver:
 
     def prepare_outputs(self):
         """Makes the folders and args.json; the log goes on after the checkpoint, or begins anew."""
-        if self.iter == 0:
-            self.checkpoints.clear()
-            for folder in self.outputs.glob("*[0-9]"):
-                if folder.name.isdecimal():
-                    shutil.rmtree(folder)
         self.outputs.mkdir(parents=True, exist_ok=True)
+        self.checkpoints.folder.mkdir(parents=True, exist_ok=True)
         self.log.open(self.iter)
+        if self.args.overwrite and self.args.ckpt_name != "last":
+            if self.iter:
+                self.save()
+            self.checkpoints.forget_after(self.iter)
         with atomic_file(self.outputs / "args.json") as file:
             file.write(json.dumps({"arguments": vars(self.args), **self.environment(),
                                    "commit": git_commit()}, indent=2).encode())
@@ -315,11 +324,11 @@ class Solver:
         self.sums.copy_(state["window"]["sums"])
         self.count, self.last_row = state["window"]["count"], state["window"]["last_row"]
         now = self.environment()
-        if self.device.type == "cpu" == state["device"] or "cpu" not in (self.device.type, state["device"]):
+        if (state["device"] == "cpu") == (self.device.type == "cpu"):
             self.noise.set_state(state["generators"]["noise"])
         else:  # the generators of other devices have other states
-            self.noise.manual_seed(self.args.seed + self.iter)
+            self.noise.manual_seed(stream_seed(self.args.seed, "noise", self.iter))
         for name in ("device", "threads"):
-            if state[name] != now[name]:
+            if self.args.train and state[name] != now[name]:
                 print(f"the checkpoint was made with {name} {state[name]}, this is {now[name]}: "
                       "the last digits may differ from those of a run without a break")

@@ -75,15 +75,21 @@ class StopSignals:
 
 
 @contextlib.contextmanager
-def atomic_file(path):
-    """Opens path to be written in bytes: it holds the old content or all of the new, also after a crash."""
+def atomic_file(path, backup=None, writer=""):
+    """Opens path to be written in bytes: it holds the old content or all of the new, also after a crash.
+
+    backup: where the old content goes, if it is to be kept. writer: tells processes apart that may
+    write path at once.
+    """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}{writer}.tmp")
     try:
         with open(temporary, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
+        if backup:
+            os.replace(path, backup)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -99,12 +105,14 @@ class Log:
         self.path, self.columns, self.file = Path(path), columns, None
 
     def open(self, last_iter):
-        """Opens the file to append after last_iter: later rows, and all before a fresh start, go."""
+        """Opens the file to append after last_iter: later rows go. A fresh start keeps the old file as log.csv.old."""
         rows = [self.columns]
+        if not last_iter and self.path.exists():
+            os.replace(self.path, self.path.with_name(self.path.name + ".old"))
         if last_iter and self.path.exists():
             with open(self.path, newline="") as file:
                 rows += [row for row in list(csv.reader(file))[1:]
-                         if len(row) == len(self.columns) and int(row[0]) <= last_iter]
+                         if len(row) == len(self.columns) and row[0].isdecimal() and int(row[0]) <= last_iter]
         with atomic_file(self.path) as file:
             file.write("".join(",".join(row) + "\n" for row in rows).encode())
         self.file = open(self.path, "a", newline="")
@@ -147,12 +155,14 @@ class Checkpoints:
         """The checkpoints that are there, the newest first."""
         names = ["last", "previous"]
         if self.folder.is_dir():
-            names += sorted((p.name for p in self.folder.iterdir() if p.name.isdecimal()), key=int, reverse=True)
+            names += sorted((p.name for p in self.folder.iterdir() if p.name.isdecimal() and p.is_file()), key=int, reverse=True)
         return [self.folder / name for name in names if (self.folder / name).exists()]
 
-    def clear(self):
+    def forget_after(self, iteration):
+        """Removes previous, and what is kept from later iterations; all of it after 0."""
         for path in self.paths():
-            path.unlink()
+            if path.name == "previous" or iteration == 0 or path.name != "last" and int(path.name) > iteration:
+                path.unlink()
 
     def save(self, state):
         """Writes state as last; what was last, if whole, becomes previous: one of them is always whole."""
@@ -161,10 +171,10 @@ class Checkpoints:
         buffer = io.BytesIO()
         torch.save(state, buffer)
         for name in reversed(names):
-            with atomic_file(self.folder / name) as file:
+            path = self.folder / name
+            keep = name == "last" and not damage(path)
+            with atomic_file(path, backup=self.folder / "previous" if keep else None) as file:
                 file.write(buffer.getbuffer())
-                if name == "last" and not damage(self.folder / "last"):
-                    os.replace(self.folder / "last", self.folder / "previous")
 
     def load(self, name="last"):
         """Reads a checkpoint onto the CPU.

@@ -64,9 +64,10 @@ def test_a_batch_is_the_unpacked_images_in_the_order_asked_for(dset_dir):
 
 def test_the_fixed_images_stand_in_the_middle(dset_dir):
     data = dataset.DSprites(dset_dir)
-    x = data.batch(torch.tensor(list(data.fixed_images.values())))[:, 0]
+    indices = torch.tensor(list(data.fixed_images.values()))
+    x, one_scale_smaller = data.batch(indices)[:, 0], data.batch(indices - 40 * 32 * 32)[:, 0]
     assert list(data.fixed_images) == ["square", "ellipse", "heart"]
+    assert (x.sum(dim=(1, 2)) > 1.1 * one_scale_smaller.sum(dim=(1, 2))).all()
     for image in x:
         centre = image.nonzero().float().mean(dim=0)
         assert (centre - 32).abs().max() < 2.5  # a heart is heavier above
-        assert image.sum() > 280  # the largest scale

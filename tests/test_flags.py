@@ -12,7 +12,8 @@ from conftest import ROOT
     "--batch_size 0", "--C_max -1", "--image_size 128", "--model X", "--objective h", "--beta nan", "--lr 0",
     "--lr inf", "--gamma -1", "--max_iter 1.5", "--max_iter inf", "--seed -1", "--train maybe", "--beta2 1",
     "--dataset mnist", "--viz_port 0", "--viz_name ../x", "--viz_name /x", "--batch 64", "--unknown 1", "extra",
-    "--z_dim 0", "--C_stop_iter 0", "--gather_step 0", "--threads -1", "--output_dir ''", "--lr",
+    "--z_dim 0", "--C_stop_iter 0", "--gather_step 0", "--threads -1", "--output_dir ''", "--lr", "--z_dim 1e30",
+    "--output_dir x --ckpt_dir ./x",
 ])
 def test_a_value_that_makes_no_sense_is_one_line_and_status_2(flags, capsys):
     with pytest.raises(SystemExit) as stop:
@@ -42,7 +43,8 @@ def test_every_flag_has_a_help_sentence():
 
 
 def test_data_that_cannot_be_prepared_is_one_line(capsys, tmp_path):
-    assert main.main(["--dataset", "celeba", "--ckpt_dir", str(tmp_path), "--output_dir", str(tmp_path)]) == 1
+    assert main.main(["--dataset", "celeba", "--ckpt_dir", str(tmp_path / "c"), "--output_dir",
+                      str(tmp_path / "o")]) == 1
     err = capsys.readouterr().err
     assert err.count("\n") == 1 and "--dataset dsprites" in err
     assert list(tmp_path.iterdir()) == []

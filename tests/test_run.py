@@ -3,6 +3,8 @@ import csv
 import json
 import random
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -10,6 +12,7 @@ import torch
 from PIL import Image
 
 import main
+from conftest import ROOT
 from solver import Solver
 from utils import UserError, read_checkpoint, read_log
 
@@ -56,19 +59,19 @@ def test_resume_after_sigkill_gives_the_same_bytes(runs):
     assert_same_run(runs, "whole", "killed")
 
 
-@pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_saves_and_resume_gives_the_same_bytes(runs, number, status):
+def test_a_signal_saves_and_resume_gives_the_same_bytes(runs):
     flags = ["--max_iter", 1000, "--display_step", 500, "--gather_step", 7, "--save_step", 400, "--batch_size", 1]
     runs.run("whole", *flags)
-    process = runs.start("stopped", *flags)
-    wait_for(runs.outputs("stopped") / "args.json", process)
-    time.sleep(1)
-    process.send_signal(number)
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == status, output
-    assert "stopped at iteration" in output and "Traceback" not in output
-    runs.run("stopped", *flags)
-    assert_same_run(runs, "whole", "stopped")
+    for number, status in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
+        process = runs.start(number.name, *flags)
+        wait_for(runs.outputs(number.name) / "args.json", process)
+        time.sleep(0.5)
+        process.send_signal(number)
+        output, _ = process.communicate(timeout=60)
+        assert process.returncode == status, output
+        assert "stopped at iteration" in output and "Traceback" not in output
+        runs.run(number.name, *flags)
+        assert_same_run(runs, "whole", number.name)
 
 
 def test_a_run_writes_log_arguments_pictures_and_checkpoints(runs):
@@ -100,6 +103,12 @@ def test_objective_H_leaves_C_empty_and_no_pictures_are_written_when_not_wanted(
     assert [(row["iter"], row["C"]) for row in rows] == [("5", ""), ("9", "")]  # max_iter is no multiple
     assert {p.name for p in runs.outputs("H").iterdir()} == {"log.csv", "args.json"}
     assert read_checkpoint(runs.checkpoint("H"))["iter"] == 9
+
+
+def test_the_streams_of_random_numbers_differ():
+    from solver import stream_seed
+    seeds = [stream_seed(seed, stream) for seed in (0, 1, 2) for stream in ("model", "noise", "pictures")]
+    assert len(set(seeds)) == 9
 
 
 def test_pictures_and_display_do_not_change_training(runs):
@@ -149,8 +158,38 @@ def test_starting_afresh_over_a_run_needs_overwrite(runs):
     assert "--overwrite" in error and runs.checkpoint("run").read_bytes() == saved
     runs.run("run", "--ckpt_name", "none", "--overwrite", "True", "--seed", 2, "--max_iter", 8)
     assert read_log(runs.outputs("run") / "log.csv")["iter"] == [8]
-    assert not (runs.outputs("run") / "20").exists()
     assert read_checkpoint(runs.checkpoint("run"))["iter"] == 8
+
+
+def test_a_log_without_its_checkpoints_is_kept(runs):
+    runs.run("run", "--max_iter", 20)
+    log = (runs.outputs("run") / "log.csv").read_bytes()
+    runs.run("run", "--max_iter", 8, "--ckpt_dir", runs.folder / "mistyped")
+    assert (runs.outputs("run") / "log.csv.old").read_bytes() == log
+
+
+def test_going_back_to_an_older_checkpoint_needs_overwrite_and_forgets_what_came_later(runs):
+    runs.run("whole")
+    runs.run("run")
+    assert "--overwrite" in runs.run("run", "--ckpt_name", "previous", status=1).stderr
+    runs.run("run", "--ckpt_name", "previous", "--overwrite", "yes")
+    assert read_checkpoint(runs.checkpoint("run", "previous"))["iter"] == 30
+    assert_same_run(runs, "whole", "run")
+
+
+def test_a_second_ctrl_c_ends_the_process_at_once():
+    code = ("import time; from utils import StopSignals\n"
+            "with StopSignals() as stop:\n"
+            "    print('ready', flush=True)\n"
+            "    while not stop.received: time.sleep(0.01)\n"
+            "    print('noted', flush=True)\n"
+            "    time.sleep(60)")
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    for word in ("ready", "noted"):
+        assert process.stdout.readline() == word + "\n"
+        process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=5) == -signal.SIGINT
+    process.stdout.close()
 
 
 def test_a_damaged_last_gives_way_to_previous_and_none_readable_is_an_error(runs):
