@@ -1,4 +1,4 @@
-"""Real runs of main.py in processes of their own: what they write, and that none is lost."""
+"""Real runs of main.py, small ones: what they write, and that none is lost."""
 import csv
 import json
 import random
