@@ -49,8 +49,8 @@ class DSprites:
         return len(self.packed)
 
     def batch(self, indices):
-        rows = self.packed[indices.to(self.packed.device)]        # B, 64, 8 uint8
-        pixels = (rows[..., None] >> self.shifts) & 1                          # B, 64, 8, 8
+        rows = self.packed[indices.to(self.packed.device)]   # B, 64, 8 uint8
+        pixels = (rows[..., None] >> self.shifts) & 1        # B, 64, 8, 8
         return pixels.float().view(len(indices), 1, 64, 64)
 
 

@@ -254,13 +254,14 @@ class Solver:
             if self.iter:
                 self.save()
             self.checkpoints.forget_after(self.iter)
+        environment = self.environment()
         with atomic_file(self.outputs / "args.json") as file:
-            file.write(json.dumps({"arguments": vars(self.args), **self.environment(),
+            file.write(json.dumps({"arguments": vars(self.args), **environment,
                                    "commit": git_commit()}, indent=2).encode())
         self.saved_iter = self.iter
         start = f"resumed at iteration {self.iter:,}" if self.iter else "a new run"
-        print(f"{self.args.viz_name}: {start}; {len(self.data):,} images; {self.environment()['device']}, "
-              f"{torch.get_num_threads()} threads; curves and pictures in {self.outputs}")
+        print(f"{self.args.viz_name}: {start}; {len(self.data):,} images; {environment['device']}, "
+              f"{environment['threads']} threads; curves and pictures in {self.outputs}")
 
     def environment(self):
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"

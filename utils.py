@@ -155,7 +155,8 @@ class Checkpoints:
         """The checkpoints that are there, the newest first."""
         names = ["last", "previous"]
         if self.folder.is_dir():
-            names += sorted((p.name for p in self.folder.iterdir() if p.name.isdecimal() and p.is_file()), key=int, reverse=True)
+            kept = [p.name for p in self.folder.iterdir() if p.name.isdecimal() and p.is_file()]
+            names += sorted(kept, key=int, reverse=True)
         return [self.folder / name for name in names if (self.folder / name).exists()]
 
     def forget_after(self, iteration):

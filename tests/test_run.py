@@ -2,6 +2,7 @@
 import csv
 import json
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -158,6 +159,7 @@ def test_starting_afresh_over_a_run_needs_overwrite(runs):
     assert "--overwrite" in error and runs.checkpoint("run").read_bytes() == saved
     runs.run("run", "--ckpt_name", "none", "--overwrite", "True", "--seed", 2, "--max_iter", 8)
     assert read_log(runs.outputs("run") / "log.csv")["iter"] == [8]
+    assert [p.name for p in runs.checkpoint("run").parent.iterdir()] == ["last"]  # nothing of the old run
     assert read_checkpoint(runs.checkpoint("run"))["iter"] == 8
 
 
@@ -172,7 +174,10 @@ def test_going_back_to_an_older_checkpoint_needs_overwrite_and_forgets_what_came
     runs.run("whole")
     runs.run("run")
     assert "--overwrite" in runs.run("run", "--ckpt_name", "previous", status=1).stderr
+    for kept in ("20", "50000"):  # before and after where it goes back to
+        shutil.copy(runs.checkpoint("run"), runs.checkpoint("run", kept))
     runs.run("run", "--ckpt_name", "previous", "--overwrite", "yes")
+    assert {p.name for p in runs.checkpoint("run").parent.iterdir()} == {"last", "previous", "20"}
     assert read_checkpoint(runs.checkpoint("run", "previous"))["iter"] == 30
     assert_same_run(runs, "whole", "run")
 
