@@ -2,11 +2,14 @@
 
 Both are an encoder x -> (mu, logvar) of a diagonal Gaussian q(z|x) and a decoder z -> logits of
 p(x|z). The stacks are plain nn.Sequential; their numbering is that of the public checkpoints.
+ConvTranspose2d is torch's, made faster on the CPU (layers.py).
 """
 import math
 
 import torch
 from torch import nn
+
+from layers import ConvTranspose2d
 
 
 def kaiming_init(module):
@@ -43,13 +46,13 @@ class BetaVAE(nn.Module):
     """What both models share; subclasses build self.encoder and self.decoder."""
 
     def encode(self, x):
-        """x (B, nc, 64, 64) in [0, 1] -> mu, logvar, each (B, z_dim), of q(z|x)."""
-        mu, logvar = self.encoder(x).chunk(2, dim=1)
+        """x (B, nc, 64, 64) in [0, 1] -> mu, logvar, each (B, z_dim) and float32, of q(z|x)."""
+        mu, logvar = self.encoder(x).float().chunk(2, dim=1)
         return mu, logvar
 
     def decode(self, z):
-        """z (B, z_dim) -> logits (B, nc, 64, 64) of p(x|z); their sigmoid is the mean image."""
-        return self.decoder(z)
+        """z (B, z_dim) -> float32 logits (B, nc, 64, 64) of p(x|z); their sigmoid is the mean image."""
+        return self.decoder(z).float()
 
     def forward(self, x, generator=None):
         """x (B, nc, 64, 64) -> x_recon (logits, as x), mu, logvar (B, z_dim); z is sampled once."""
@@ -64,22 +67,22 @@ class BetaVAE_H(BetaVAE):
     def __init__(self, z_dim=10, nc=3):
         super().__init__()
         self.encoder = nn.Sequential(                               # B, nc, 64, 64
-            nn.Conv2d(nc, 32, 4, 2, 1), nn.ReLU(),                  # B,  32, 32, 32
-            nn.Conv2d(32, 32, 4, 2, 1), nn.ReLU(),                  # B,  32, 16, 16
-            nn.Conv2d(32, 64, 4, 2, 1), nn.ReLU(),                  # B,  64,  8,  8
-            nn.Conv2d(64, 64, 4, 2, 1), nn.ReLU(),                  # B,  64,  4,  4
-            nn.Conv2d(64, 256, 4, 1), nn.ReLU(),                    # B, 256,  1,  1
+            nn.Conv2d(nc, 32, 4, 2, 1), nn.ReLU(True),              # B,  32, 32, 32
+            nn.Conv2d(32, 32, 4, 2, 1), nn.ReLU(True),              # B,  32, 16, 16
+            nn.Conv2d(32, 64, 4, 2, 1), nn.ReLU(True),              # B,  64,  8,  8
+            nn.Conv2d(64, 64, 4, 2, 1), nn.ReLU(True),              # B,  64,  4,  4
+            nn.Conv2d(64, 256, 4, 1), nn.ReLU(True),                # B, 256,  1,  1
             nn.Flatten(),                                           # B, 256
             nn.Linear(256, 2 * z_dim),                              # B, 2 z_dim
         )
         self.decoder = nn.Sequential(                               # B, z_dim
             nn.Linear(z_dim, 256),                                  # B, 256
-            nn.Unflatten(1, (256, 1, 1)), nn.ReLU(),                # B, 256,  1,  1
-            nn.ConvTranspose2d(256, 64, 4), nn.ReLU(),              # B,  64,  4,  4
-            nn.ConvTranspose2d(64, 64, 4, 2, 1), nn.ReLU(),         # B,  64,  8,  8
-            nn.ConvTranspose2d(64, 32, 4, 2, 1), nn.ReLU(),         # B,  32, 16, 16
-            nn.ConvTranspose2d(32, 32, 4, 2, 1), nn.ReLU(),         # B,  32, 32, 32
-            nn.ConvTranspose2d(32, nc, 4, 2, 1),                    # B, nc, 64, 64
+            nn.Unflatten(1, (256, 1, 1)), nn.ReLU(True),            # B, 256,  1,  1
+            ConvTranspose2d(256, 64, 4), nn.ReLU(True),             # B,  64,  4,  4
+            ConvTranspose2d(64, 64, 4, 2, 1), nn.ReLU(True),        # B,  64,  8,  8
+            ConvTranspose2d(64, 32, 4, 2, 1), nn.ReLU(True),        # B,  32, 16, 16
+            ConvTranspose2d(32, 32, 4, 2, 1), nn.ReLU(True),        # B,  32, 32, 32
+            ConvTranspose2d(32, nc, 4, 2, 1),                       # B, nc, 64, 64
         )
         self.apply(kaiming_init)
 
@@ -90,24 +93,24 @@ class BetaVAE_B(BetaVAE):
     def __init__(self, z_dim=10, nc=1):
         super().__init__()
         self.encoder = nn.Sequential(                               # B, nc, 64, 64
-            nn.Conv2d(nc, 32, 4, 2, 1), nn.ReLU(),                  # B, 32, 32, 32
-            nn.Conv2d(32, 32, 4, 2, 1), nn.ReLU(),                  # B, 32, 16, 16
-            nn.Conv2d(32, 32, 4, 2, 1), nn.ReLU(),                  # B, 32,  8,  8
-            nn.Conv2d(32, 32, 4, 2, 1), nn.ReLU(),                  # B, 32,  4,  4
+            nn.Conv2d(nc, 32, 4, 2, 1), nn.ReLU(True),              # B, 32, 32, 32
+            nn.Conv2d(32, 32, 4, 2, 1), nn.ReLU(True),              # B, 32, 16, 16
+            nn.Conv2d(32, 32, 4, 2, 1), nn.ReLU(True),              # B, 32,  8,  8
+            nn.Conv2d(32, 32, 4, 2, 1), nn.ReLU(True),              # B, 32,  4,  4
             nn.Flatten(),                                           # B, 512
-            nn.Linear(512, 256), nn.ReLU(),                         # B, 256
-            nn.Linear(256, 256), nn.ReLU(),                         # B, 256
+            nn.Linear(512, 256), nn.ReLU(True),                     # B, 256
+            nn.Linear(256, 256), nn.ReLU(True),                     # B, 256
             nn.Linear(256, 2 * z_dim),                              # B, 2 z_dim
         )
         self.decoder = nn.Sequential(                               # B, z_dim
-            nn.Linear(z_dim, 256), nn.ReLU(),                       # B, 256
-            nn.Linear(256, 256), nn.ReLU(),                         # B, 256
-            nn.Linear(256, 512), nn.ReLU(),                         # B, 512
+            nn.Linear(z_dim, 256), nn.ReLU(True),                   # B, 256
+            nn.Linear(256, 256), nn.ReLU(True),                     # B, 256
+            nn.Linear(256, 512), nn.ReLU(True),                     # B, 512
             nn.Unflatten(1, (32, 4, 4)),                            # B, 32,  4,  4
-            nn.ConvTranspose2d(32, 32, 4, 2, 1), nn.ReLU(),         # B, 32,  8,  8
-            nn.ConvTranspose2d(32, 32, 4, 2, 1), nn.ReLU(),         # B, 32, 16, 16
-            nn.ConvTranspose2d(32, 32, 4, 2, 1), nn.ReLU(),         # B, 32, 32, 32
-            nn.ConvTranspose2d(32, nc, 4, 2, 1),                    # B, nc, 64, 64
+            ConvTranspose2d(32, 32, 4, 2, 1), nn.ReLU(True),        # B, 32,  8,  8
+            ConvTranspose2d(32, 32, 4, 2, 1), nn.ReLU(True),        # B, 32, 16, 16
+            ConvTranspose2d(32, 32, 4, 2, 1), nn.ReLU(True),        # B, 32, 32, 32
+            ConvTranspose2d(32, nc, 4, 2, 1),                       # B, nc, 64, 64
         )
         self.apply(kaiming_init)
 

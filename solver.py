@@ -12,7 +12,8 @@ from tqdm import tqdm
 import plots
 from dataset import return_data
 from model import MODELS
-from utils import Checkpoints, Log, StopSignals, UserError, atomic_file, git_commit, versions
+from utils import (Checkpoints, Log, StopSignals, UserError, atomic_file, git_commit, keep_freed_memory,
+                   versions)
 
 
 # The objective. All terms are in nats: summed over pixels or latents, averaged over the batch.
@@ -89,11 +90,14 @@ class Solver:
         self.device = torch.device("cuda" if args.cuda and torch.cuda.is_available() else "cpu")
         if args.threads:
             torch.set_num_threads(args.threads)
+        if self.device.type == "cuda":  # TensorFloat-32: products of 10-bit mantissas, sums in float32
+            torch.backends.cuda.matmul.fp32_precision = torch.backends.cudnn.conv.fp32_precision = "tf32"
         self.checkpoints = Checkpoints(Path(args.ckpt_dir) / args.viz_name)
         self.outputs = Path(args.output_dir) / args.viz_name
         state = self.find_checkpoint()
 
         self.data = return_data(args, self.device)
+        keep_freed_memory()  # after the data set, which may have been made with much more
         self.batches_per_epoch = len(self.data) // args.batch_size
         if not self.batches_per_epoch:
             raise UserError(f"{len(self.data)} images are fewer than one batch of {args.batch_size}")
@@ -154,7 +158,8 @@ class Solver:
     def training_step(self, x):
         """One step of Adam on the objective of x, a batch of images (B, C, 64, 64)."""
         args = self.args
-        x_recon, mu, logvar = self.net(x, self.noise)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=args.precision == "bf16"):
+            x_recon, mu, logvar = self.net(x, self.noise)  # float32, whatever the precision inside
         recon_loss = reconstruction_loss(x, x_recon, self.data.distribution)
         total_kld, latent_kld, mean_kld = kl_divergence(mu, logvar)
         C = capacity(self.iter, args.C_max, args.C_stop_iter)
@@ -261,11 +266,12 @@ class Solver:
         self.saved_iter = self.iter
         start = f"resumed at iteration {self.iter:,}" if self.iter else "a new run"
         print(f"{self.args.viz_name}: {start}; {len(self.data):,} images; {environment['device']}, "
-              f"{environment['threads']} threads; curves and pictures in {self.outputs}")
+              f"{environment['threads']} threads, {environment['precision']}; curves and pictures in {self.outputs}")
 
     def environment(self):
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
-        return {"device": name, "threads": torch.get_num_threads(), "versions": versions()}
+        return {"device": name, "threads": torch.get_num_threads(), "precision": self.args.precision,
+                "versions": versions()}
 
     def stop_if_not_finite(self):
         """Waits for the device; raises UserError if a loss, or what the last step left, is not finite."""
@@ -320,6 +326,8 @@ class Solver:
     def load(self, state):
         """Takes up a run where state left it: on the CPU, to the bit."""
         self.net.load_state_dict(state["model_states"]["net"])
+        for group in state["optim_states"]["optim"]["param_groups"]:  # the device here may be another
+            group.update({flag: self.optim.defaults[flag] for flag in ("fused", "foreach", "capturable")})
         self.optim.load_state_dict(state["optim_states"]["optim"])
         self.iter = state["iter"]
         self.sums.copy_(state["window"]["sums"])
@@ -329,7 +337,9 @@ class Solver:
             self.noise.set_state(state["generators"]["noise"])
         else:  # the generators of other devices have other states
             self.noise.manual_seed(stream_seed(self.args.seed, "noise", self.iter))
-        for name in ("device", "threads"):
-            if self.args.train and state[name] != now[name]:
-                print(f"the checkpoint was made with {name} {state[name]}, this is {now[name]}: "
-                      "the last digits may differ from those of a run without a break")
+        for name, effect in (("device", "the last digits"), ("threads", "the last digits"),
+                             ("precision", "all but the first digits")):
+            before = state.get(name, "float32")  # checkpoints from before --precision have none
+            if self.args.train and before != now[name]:
+                print(f"the checkpoint was made with {name} {before}, this is {now[name]}: "
+                      f"{effect} may differ from those of a run without a break")

@@ -1,6 +1,7 @@
 """What a run needs besides training: flag types, signals, and files that are never half-written."""
 import contextlib
 import csv
+import ctypes
 import io
 import math
 import os
@@ -36,6 +37,22 @@ def count(text):
         if not (math.isfinite(value) and value == int(value)):
             raise ValueError(f"{text!r} is not a whole number") from None
         return int(value)
+
+
+def keep_freed_memory():
+    """Lets the process keep the memory that it frees, blocks of up to 256 MB, for its next allocations.
+
+    glibc hands large blocks back to the system at once, and the system clears each page of the
+    next one: in training, whose activations are blocks of 8 MB, a third of the time. Does
+    nothing where there is no glibc.
+    """
+    M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return
+    mallopt(M_TRIM_THRESHOLD, 2**30)
+    mallopt(M_MMAP_THRESHOLD, 2**28) or mallopt(M_MMAP_THRESHOLD, 2**25)  # the most that older ones take
 
 
 def versions():
