@@ -50,7 +50,7 @@ def make_parser():
     add("--rounds", type=count, default=7, help="turns of each arm")
     add("--burst", type=count, default=100, help="iterations of a turn")
     add("--json", default="", help="file to write the figures to")
-    add("--profile", type=boolean, default=False, help="print where the time of an iteration goes, and measure no more")
+    add("--profile", type=boolean, default=False, help="only print where the time of an iteration goes")
     return parser
 
 
@@ -267,7 +267,11 @@ def report(args, figures, products):
 
 def main(argv=None):
     """Runs the program; returns its exit status."""
-    args = make_parser().parse_args(argv)
+    parser = make_parser()
+    args = parser.parse_args(argv)
+    for name in ("rounds", "burst", "batch_size"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name} must be at least 1, not {getattr(args, name)}")
     with tempfile.TemporaryDirectory() as folder:
         args.dset_dir = args.dset_dir or folder
         try:
