@@ -7,11 +7,13 @@ import os
 import platform
 import signal
 import subprocess
+import sys
 import zipfile
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
 
 class UserError(Exception):
@@ -41,7 +43,7 @@ def count(text):
 def versions():
     """Versions of what the numbers of a run depend on."""
     return {"python": platform.python_version(),
-            **{name: version(name) for name in ("torch", "torchvision", "numpy")}}
+            **{name: version(name) for name in ("torch", "torchvision", "numpy", "scikit-learn")}}
 
 
 def git_commit():
@@ -53,6 +55,12 @@ def git_commit():
         return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "-uno") else "")
     except (OSError, subprocess.SubprocessError):
         return None
+
+
+def progress(iterable=None, delay=2, leave=False, **options):
+    """tqdm that shows nothing of what is over in delay seconds; in a file it writes a line each 30 s."""
+    interval = 0.1 if sys.stderr.isatty() else 30
+    return tqdm(iterable, delay=delay, leave=leave, mininterval=interval, dynamic_ncols=True, **options)
 
 
 class StopSignals:
