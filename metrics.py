@@ -42,10 +42,10 @@ def subgrid(sizes, level="full"):
     """A grid of factors, or a coarser one with every n-th value of its large factors.
 
     sizes: of the K factors, the last one fastest. level: "full"; "fast", every second of 20 values
-    or more (dSprites: 92,160 images); "glance", at most 6 values of each (dSprites: 3,888).
+    or more (dSprites: 92,160 images); "glance", at most 5 values of each (dSprites: 1,125).
     Returns indices into the full grid, (N,), and factors, (N, K), counted from 0 on: a full grid themselves.
     """
-    step = {"full": lambda size: 1, "fast": lambda size: 1 + (size >= 20), "glance": lambda size: math.ceil(size / 6)}
+    step = {"full": lambda size: 1, "fast": lambda size: 1 + (size >= 20), "glance": lambda size: math.ceil(size / 5)}
     values = [np.arange(0, size, step[level](size)) for size in sizes]
     indices = np.arange(math.prod(sizes)).reshape(sizes)[np.ix_(*values)].ravel()
     factors = np.indices([len(v) for v in values]).reshape(len(sizes), -1).T

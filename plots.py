@@ -87,16 +87,17 @@ def animation(images, kld, told, path, columns=10):
         draw.multiline_text(at, title(j, kld, told), "black", font, anchor="mm", align="center", spacing=scale)
 
     frames = []
-    for step in [*range(len(VALUES)), *range(len(VALUES) - 2, 0, -1)]:
+    for step, value in enumerate(VALUES):
         frame = base.copy()
         sheet = picture(images[order, step], columns, scale)
         for row in range(rows):
             strip = sheet.crop((0, row * height, sheet.width, (row + 1) * height))
             frame.paste(strip, (side, row * (head + height) + head))
-        ImageDraw.Draw(frame).text((side / 2, head + height / 2), f"{VALUES[step]:+.1f}", "black",
+        ImageDraw.Draw(frame).text((side / 2, head + height / 2), f"{value:+.1f}", "black",
                                    ImageFont.load_default(12 * scale), anchor="mm")
         frames.append(frame.convert("L").point(GREYS) if images.shape[2] == 1 else frame.quantize(128))
-    save(path, frames[0].save, save_all=True, append_images=frames[1:], duration=80, loop=0)
+    there_and_back = frames[1:] + frames[-2:0:-1]
+    save(path, frames[0].save, save_all=True, append_images=there_and_back, duration=80, loop=0)
 
 
 def reconstruction(x, x_recon, path, pairs=4):
@@ -163,7 +164,7 @@ def latent_response(codes, images, kld, told, path):
             axes.axhline(0, color="lightgrey", linewidth=0.8, zorder=0)
         heat.set(xticks=[], yticks=[])
         side = images.shape[-2]
-        strip.imshow(images[j, steps].permute(0, 2, 3, 1).flatten(0, 1).squeeze(-1), cmap="grey", vmin=0, vmax=1)
+        strip.imshow(images[j, steps].permute(0, 2, 3, 1).flatten(0, 1).squeeze(-1).numpy(), cmap="grey", vmin=0, vmax=1)
         strip.set(xticks=[], yticks=[side * (i + 0.5) for i in range(len(steps))],
                   yticklabels=[f"{i / 3 - 3:+.0f}" for i in steps] if column == 0 else [])
         strip.tick_params(length=0)

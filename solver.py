@@ -262,7 +262,7 @@ class Solver:
         """Mutual information of latents and factors, (z_dim, K), from a thousand images: enough for a name."""
         indices, factors = metrics.subgrid(self.data.factor_sizes, "glance")
         mu, _ = metrics.encode_all(self.net, self.data, indices)
-        return metrics.mutual_information(mu, factors)
+        return metrics.mutual_information(mu, factors, bins=10)  # 20 would show too much where there is little
 
     def check_metrics(self):
         """Before anything is trained: can the model be scored as --metrics asks?"""
