@@ -211,13 +211,12 @@ def dci(codes, factors, seed=0, train=10_000, test=5_000, jobs=None):
                 bar.update(classes[k])
                 return stop.is_set()
             classifier = GradientBoostingClassifier(**BOOSTING, random_state=seed).fit(x, y[:, k], monitor=monitor)
-            return k, classifier.feature_importances_, classifier.score(x_test, y_test[:, k])
+            return classifier.feature_importances_, classifier.score(x_test, y_test[:, k])
         try:
             longest_first = sorted(range(len(classes)), key=lambda k: -classes[k])
-            fits = sorted(pool.map(fit, longest_first), key=lambda fit: fit[0])
+            importance, accuracy = zip(*pool.map(fit, longest_first))  # the scores do not depend on the order
         finally:
             stop.set()  # or Ctrl-C would wait for threads that go on for minutes
-    _, importance, accuracy = zip(*fits)
     disentanglement, completeness = importance_scores(np.array(importance).T)
     return {"disentanglement": disentanglement, "completeness": completeness,
             "informativeness": float(np.mean(accuracy))}

@@ -20,6 +20,7 @@ VALUES = torch.linspace(-3, 3, 19)  # that a traversed latent takes: +-3 prior s
 MOST = 32                           # latents that a picture shows, of those with the highest KL
 INACTIVE = 0.01                     # nats of KL up to which what a latent tells is not worth a word
 GREYS = [round(round(v / 255 * 63) / 63 * 255) for v in range(256)]  # 64 of them: half the size of a GIF
+LINE_COLORS = ["C0", "C1", "C2", "C3", "C4", "C5", "C6", "C8", "C9", "navy"]  # grey is for inactive latents
 SHAPE_COLORS = {"square": "tab:red", "ellipse": "tab:green", "heart": "tab:blue"}  # Higgins et al., Fig. 7
 
 
@@ -240,7 +241,7 @@ def capacity(log_path, told, path):
     if not log["iter"]:
         return
     kld = [log[name][-1] for name in latents]
-    lines = [(f"kld_{j}", title(j, kld, told, end="  "), "lightgrey" if kld[j] <= INACTIVE else f"C{place % 10}")
+    lines = [(f"kld_{j}", title(j, kld, told, end="  "), "lightgrey" if kld[j] <= INACTIVE else LINE_COLORS[place % 10])
              for place, j in enumerate(by_kl(kld))]
     if any(C == C for C in log["C"]):
         lines.append(("C", f"C  {log['C'][-1]:.2f} nats", "black"))

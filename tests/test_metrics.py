@@ -260,6 +260,24 @@ def test_higgins_is_its_definition():
         assert 0.5 < slow < 0.97 and fast == pytest.approx(slow, abs=0.04)
 
 
+def test_higgins_shows_its_classifier_the_mean_absolute_differences(monkeypatch):
+    seen = []
+
+    class Spy(LogisticRegression):
+        def fit(self, x, y):
+            seen.append((x, y))
+            return super().fit(x, y)
+
+    monkeypatch.setattr("sklearn.linear_model.LogisticRegression", Spy)
+    higgins(FACTORS, FACTORS, train=900, test=100, batch=64)
+    (x, y), = seen
+    assert x.shape == (900, 4)
+    for k in range(4):
+        assert (x[y == k, k] == 0).all() and 180 < (y == k).sum() < 270
+        # The mean distance of two draws of n values is (n^2 - 1) / 3n.
+        assert x[y != k, k].mean() == pytest.approx((SIZES[k] ** 2 - 1) / (3 * SIZES[k]), rel=0.02)
+
+
 def literal_factor_vae(codes, rng, n, batch):
     variance = [np.var(z, ddof=1) for z in codes.T]
     alive = [j for j in range(len(variance)) if variance[j] ** 0.5 >= 0.05]
@@ -376,6 +394,7 @@ def test_subgrids_are_grids_of_the_whole():
         assert metrics.grid_sizes(factors).tolist() == list(sizes) and len(indices) == math.prod(sizes)
         steps = [math.ceil(whole / part) for whole, part in zip(dsprites.FACTOR_SIZES, sizes)]
         assert np.array_equal(np.transpose(np.unravel_index(indices, dsprites.FACTOR_SIZES)), factors * steps)
+    assert metrics.grid_sizes(subgrid((20, 19), "fast")[1]).tolist() == [10, 19]
 
 
 def test_rows_to_learn_from_and_to_be_tested_on_never_meet():
