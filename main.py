@@ -114,7 +114,7 @@ def main(argv=None):
         print(f"main.py: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("main.py: interrupted while not training: nothing is lost", file=sys.stderr)
+        print("main.py: interrupted outside training: checkpoints are as they were", file=sys.stderr)
         return 130
 
 

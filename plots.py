@@ -14,11 +14,10 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 from torchvision.utils import make_grid
 
-from utils import atomic_file, read_log
+from utils import ACTIVE, atomic_file, read_log
 
 VALUES = torch.linspace(-3, 3, 19)  # that a traversed latent takes: +-3 prior sigma, 3 steps a sigma
 MOST = 32                           # latents that a picture shows, of those with the highest KL
-INACTIVE = 0.01                     # nats of KL up to which what a latent tells is not worth a word
 GREYS = [round(round(v / 255 * 63) / 63 * 255) for v in range(256)]  # 64 of them: half the size of a GIF
 LINE_COLORS = ["C0", "C1", "C2", "C3", "C4", "C5", "C6", "C8", "C9", "navy"]  # grey is for inactive latents
 SHAPE_COLORS = {"square": "tab:red", "ellipse": "tab:green", "heart": "tab:blue"}  # Higgins et al., Fig. 7
@@ -43,7 +42,7 @@ def tells(information, names):
 
 def title(j, kld, told, end="\n"):
     """The lines that name latent j: its number, what it tells, its KL."""
-    word = "inactive" if kld[j] <= INACTIVE else told[j] if told else None
+    word = "inactive" if kld[j] <= ACTIVE else told[j] if told else None
     return end.join([f"z_{j}", *[word] * bool(word), f"KL {kld[j]:.2f} nats"])
 
 
@@ -157,22 +156,14 @@ def latent_response(codes, images, kld, told, path):
         heat, scale, rotation, strip = panels[:, column]
         heat.set_title(title(j, kld, told), fontsize=11)
         # Rows of the picture are posY, downwards, as in the images.
-        shown = heat.imshow(position[..., j].T, cmap="RdBu_r", vmin=-most, vmax=most, extent=(0, 1, 1, 0))
-        for axes, values, ends in ((scale, curves[1], (0.5, 1)), (rotation, curves[2], (0, 360))):
-            for shape, curve, color in zip(SHAPE_COLORS, values[..., j], SHAPE_COLORS.values()):
-                axes.plot(np.linspace(*ends, len(curve)), curve, color=color, label=shape)
-            axes.set(ylim=(-most, most), xlim=ends, xticks=ends)
-            axes.axhline(0, color="lightgrey", linewidth=0.8, zorder=0)
+        shown = heat.imshow(position[..., j].T, cmap="RdBu_r", vmin=-most, vmax=most)
         heat.set(xticks=[], yticks=[])
-        side = images.shape[-2]
-        strip.imshow(images[j, steps].permute(0, 2, 3, 1).flatten(0, 1).squeeze(-1).numpy(), cmap="grey", vmin=0, vmax=1)
-        strip.set(xticks=[], yticks=[side * (i + 0.5) for i in range(len(steps))],
-                  yticklabels=[f"{i / 3 - 3:+.0f}" for i in steps] if column == 0 else [])
-        strip.tick_params(length=0)
-        for i in range(1, len(steps)):
-            strip.axhline(side * i - 0.5, color="grey", linewidth=1)
-        for axes in (scale, rotation):
-            axes.tick_params(labelleft=column == 0, labelsize=8)
+        response(scale, curves[1][..., j], np.linspace(0.5, 1, 6), most)
+        response(rotation, curves[2][..., j], np.linspace(0, 360, 40), most)
+        tower(strip, images[j, steps])
+    for axes in panels[:, 1:].flat:
+        axes.tick_params(labelleft=False)
+    panels[3, 0].set_yticklabels([f"{i / 3 - 3:+.0f}" for i in steps])
     for axes, label in zip(panels[:, 0], ("position", "scale", "rotation (degrees)",
                                           "decoded with the latent at this value")):
         axes.set_ylabel(label, fontsize=11)
@@ -180,6 +171,26 @@ def latent_response(codes, images, kld, told, path):
     figure.suptitle("Mean of each latent against the factors of the image", x=0.01, ha="left")
     figure.legend(*panels[1, 0].get_legend_handles_labels(), loc="outside upper right", ncols=3)
     save(path, figure.savefig)
+
+
+def response(axes, curves, values, most):
+    """Draws a latent's mean, from -most to most, against a factor's values: curves (3 shapes, V), V of the values."""
+    values = values[::math.ceil(len(values) / curves.shape[1])]
+    for (shape, color), curve in zip(SHAPE_COLORS.items(), curves):
+        axes.plot(values, curve, color=color, label=shape)
+    axes.axhline(0, color="lightgrey", linewidth=0.8, zorder=0)
+    axes.set(xlim=(values[0], values[-1]), xticks=values[[0, -1]].round(1), ylim=(-most, most))
+    axes.tick_params(labelsize=8)
+
+
+def tower(axes, images):
+    """Draws images (V, C, H, W) upon each other, the first on top."""
+    count, _, side, _ = images.shape
+    axes.imshow(images.permute(0, 2, 3, 1).flatten(0, 1).squeeze(-1).numpy(), cmap="grey", vmin=0, vmax=1)
+    for i in range(1, count):
+        axes.axhline(side * i - 0.5, color="grey", linewidth=1)
+    axes.set(xticks=[], yticks=[side * (i + 0.5) for i in range(count)])
+    axes.tick_params(length=0)
 
 
 def mutual_information(information, entropy, names, kld, path):
@@ -241,7 +252,7 @@ def capacity(log_path, told, path):
     if not log["iter"]:
         return
     kld = [log[name][-1] for name in latents]
-    lines = [(f"kld_{j}", title(j, kld, told, end="  "), "lightgrey" if kld[j] <= INACTIVE else LINE_COLORS[place % 10])
+    lines = [(f"kld_{j}", title(j, kld, told, end="  "), "lightgrey" if kld[j] <= ACTIVE else LINE_COLORS[place % 10])
              for place, j in enumerate(by_kl(kld))]
     if any(C == C for C in log["C"]):
         lines.append(("C", f"C  {log['C'][-1]:.2f} nats", "black"))

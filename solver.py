@@ -294,7 +294,7 @@ class Solver:
     def draw_responses(self, mu, factors, folder):
         """Writes the pictures that need the codes mu (N, z_dim) of a grid of factors (N, K), and all others."""
         kld, names = self.latent_kld(), self.data.factor_names
-        information = metrics.mutual_information(mu, factors)
+        information = metrics.mutual_information(mu, factors)  # of all codes: hardly biased
         plots.mutual_information(information, metrics.entropy(factors), names, kld, folder / "mutual_information.png")
         grid = mu.numpy().reshape(*metrics.grid_sizes(factors), -1)
         images = plots.traverse(self.net.decode, self.seeds()["heart"])

@@ -15,6 +15,8 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+ACTIVE = 0.01  # nats of KL above which a latent counts as active
+
 
 class UserError(Exception):
     """Something that the user can put right; main.py prints it as one line, without a traceback."""

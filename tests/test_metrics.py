@@ -145,7 +145,8 @@ def test_the_same_seed_gives_the_same_score_and_another_does_not():
         points = dict(points=1000) if metric in (mig, modularity) else POINTS
         first, again, other = (metric(codes, factors, seed, **points) for seed in (0, 0, 1))
         assert first == again != other, metric
-    first, again, other = (dci(codes, factors, seed, train=300, test=200, jobs=jobs) for seed, jobs in ((0, 1), (0, 2), (1, 2)))
+    first, again, other = (dci(codes, factors, seed, train=300, test=200, jobs=jobs)
+                           for seed, jobs in ((0, 1), (0, 2), (1, 2)))
     assert first == again != other
 
 
@@ -210,17 +211,17 @@ def test_mig_and_modularity_are_their_definitions():
 
 
 def test_mig_and_modularity_by_hand():
-    # z_0 is a, z_1 is b but for one row of four in which it is the other value; a, b: two values each.
+    # z_0 is a; z_1 is b but for one row in four, in which it is the other value.
     factors = np.array([[0, 0], [0, 1], [1, 0], [1, 1]] * 2)
     codes = np.array([[a, b] for a, b in factors], dtype=float)
     codes[1, 1], codes[6, 1] = 0, 1
-    # I(z_0; a) = ln 2; z_1 agrees with b in 6 of 8 rows, 3/8 each way: I = ln 2 - H(1/4); it agrees with a in 4 of 8: 0.
+    # I(z_0; a) = ln 2, I(z_0; b) = 0; z_1 agrees with b in 6 of 8 rows, 3 of each value: I = ln 2 - H(1/4).
     h = -(0.25 * math.log(0.25) + 0.75 * math.log(0.75))
     information = [[math.log(2), 0], [0, math.log(2) - h]]
     by_hand = mutual_information(codes, factors)
     assert by_hand[0] == pytest.approx(information[0], abs=1e-12)
     assert by_hand[1, 1] == pytest.approx(information[1][1])
-    rest = by_hand[1, 0]  # z_1 and a: rows (0,0) 3, (0,1) 1, (1,0) 1, (1,1) 3 of 8: as with b
+    rest = by_hand[1, 0]  # it agrees with a as often as with b, since both changed rows moved towards a
     assert rest == pytest.approx(math.log(2) - h)
     assert mig(codes, factors) == pytest.approx(((math.log(2) - rest) + (math.log(2) - h)) / (2 * math.log(2)))
     assert modularity(codes, factors) == pytest.approx((1 + 0) / 2)
@@ -384,7 +385,8 @@ def test_partners_share_one_factor_and_keep_the_others():
     k = rng.integers(4, size=500)
     partner = FACTORS[share_factor(rows, like, k, np.array(SIZES))]
     for i in range(500):
-        assert [partner[i, m] == (FACTORS[like[i], m] if m == k[i] else FACTORS[rows[i], m]) for m in range(4)] == [True] * 4
+        for m in range(4):
+            assert partner[i, m] == FACTORS[like[i] if m == k[i] else rows[i], m]
 
 
 def test_subgrids_are_grids_of_the_whole():
