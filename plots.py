@@ -179,7 +179,8 @@ def response(axes, curves, values, most):
     for (shape, color), curve in zip(SHAPE_COLORS.items(), curves):
         axes.plot(values, curve, color=color, label=shape)
     axes.axhline(0, color="lightgrey", linewidth=0.8, zorder=0)
-    axes.set(xlim=(values[0], values[-1]), xticks=values[[0, -1]].round(1), ylim=(-most, most))
+    axes.set(xlim=(values[0], values[-1]), ylim=(-most, most))
+    axes.set_xticks(values[[0, -1]], [f"{value:.3g}" for value in values[[0, -1]]])
     axes.tick_params(labelsize=8)
 
 
@@ -248,6 +249,7 @@ def capacity(log_path, told, path):
     As Burgess et al. (2018), Fig. 3: latents are taken into use one after the other as C grows.
     """
     log = read_log(log_path)
+    told_of = ", the factor that it tells most about, and this factor's share of all that it tells"
     latents = [name for name in log if name.startswith("kld_")]
     if not log["iter"]:
         return
@@ -261,8 +263,8 @@ def capacity(log_path, told, path):
     for name, _, color in lines:
         axes.plot(log["iter"], log[name], color=color, linestyle="--" if name == "C" else "-",
                   marker="." if len(log["iter"]) < 50 else "")
-    axes.set(xlabel="iterations", ylabel="nats", ylim=(0, None), title="KL of each latent from the prior"
-             + (", the factor that it tells most about and this factor's share of all that it tells" if told else ""))
+    axes.set(xlabel="iterations", ylabel="nats", ylim=(0, None))
+    axes.set_title("KL of each latent from the prior" + told_of * bool(told), loc="left")
     axes.grid(alpha=0.3)
 
     top = axes.get_ylim()[1]
