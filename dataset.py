@@ -19,6 +19,7 @@ def return_data(args, device="cpu"):
         len()          number of images
         channels       1 or 3
         distribution   of p(x|z): "bernoulli" or "gaussian"
+        factor_names   of the known factors
         factor_sizes   sizes of the grid of known factors, last one fastest; None if unknown
         fixed_images   {name: index} of images whose traversals tell something
         batch(indices) int64 (B,) -> float32 (B, C, 64, 64) in [0, 1] on device

@@ -1,7 +1,8 @@
-"""Trains a beta-VAE, or draws the pictures of a trained one.
+"""Trains a beta-VAE, or draws the pictures of a trained one, and scores it.
 
     python main.py --dataset dsprites --objective B --model B --viz_name my_run
     python main.py --train False --viz_name my_run
+    python main.py --train False --metrics full --viz_name my_run
 """
 import argparse
 import math
@@ -9,6 +10,7 @@ import sys
 from pathlib import Path
 
 from dataset import DATASETS
+from metrics import LEVELS
 from solver import Solver
 from utils import UserError, boolean, count
 
@@ -55,7 +57,9 @@ def make_parser():
     add("--viz_name", default="main", help="name of the run: of its folders and of its dashboard")
     add("--viz_port", type=count, default=8097, help="port of the visdom server")
     add("--save_output", type=boolean, default=True,
-        help="write pictures; False: only log, arguments and checkpoints")
+        help="write pictures; False: only log, arguments, checkpoints and scores")
+    add("--metrics", choices=LEVELS, default="none",
+        help="score the trained model: full on all images, fast on an eighth and without DCI, in under a minute")
     add("--output_dir", default="outputs", help="folder of all runs' curves and pictures")
     add("--gather_step", type=count, default=1000, help="iterations averaged in one row of log.csv")
     add("--display_step", type=count, default=10000, help="iterations between pictures")
@@ -105,13 +109,15 @@ def main(argv=None):
         solver = Solver(args)
         if args.train:
             return solver.train()
-        solver.draw()
+        if args.metrics == "none":
+            solver.draw()
+        solver.evaluate()
         return 0
     except (UserError, OSError) as error:
         print(f"main.py: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("main.py: interrupted before training began", file=sys.stderr)
+        print("main.py: interrupted outside training: checkpoints are as they were", file=sys.stderr)
         return 130
 
 

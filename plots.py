@@ -1,28 +1,103 @@
-"""Everything that writes a picture. Knows arrays, tensors and paths, nothing of runs or flags."""
-import io
+"""Everything that writes a picture. Knows arrays, tensors and paths, nothing of runs or flags.
 
+What several of them take:
+    kld     KL of each latent in nats, z_dim floats: latents are shown in its order, the highest first
+    told    what each latent tells of the known factors, z_dim texts (from tells), or None
+    images  what the decoder makes of each latent's traversal, (z_dim, 19, C, H, W) in [0, 1] (from traverse)
+"""
+import io
+import math
+
+import numpy as np
 import torch
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 from torchvision.utils import make_grid
 
-from utils import atomic_file, read_log
+from utils import ACTIVE, atomic_file, read_log
 
-TRAVERSAL = torch.linspace(-3, 3, 10)  # values that a traversed latent takes: +-3 prior sigma
+VALUES = torch.linspace(-3, 3, 19)  # that a traversed latent takes: +-3 prior sigma, 3 steps a sigma
+MOST = 32                           # latents that a picture shows, of those with the highest KL
+GREYS = [round(round(v / 255 * 63) / 63 * 255) for v in range(256)]  # 64 of them: half the size of a GIF
+LINE_COLORS = ["C0", "C1", "C2", "C3", "C4", "C5", "C6", "C8", "C9", "navy"]  # grey is for inactive latents
+SHAPE_COLORS = {"square": "tab:red", "ellipse": "tab:green", "heart": "tab:blue"}  # Higgins et al., Fig. 7
 
 
-def traversal(decode, z, kld, path):
-    """Draws what each latent does: a row a latent, from -3 to 3, the others as in z.
+# What the pictures say of a latent.
 
-    decode: z (B, z_dim) -> logits (B, C, 64, 64); z: (z_dim,) tensor; kld: z_dim floats, nats.
-    Rows are sorted by KL, the most informative latent first.
+def by_kl(kld):
+    """Latents with the highest KL first; the higher index last among equals."""
+    return sorted(range(len(kld)), key=lambda j: -kld[j])[:MOST]
+
+
+def tells(information, names):
+    """Of each latent: the factor it tells most about, and how much of all that it tells is about this one.
+
+    information: mutual information (z_dim, K) in nats; names: K factors. Returns z_dim texts, "posX 93 %".
     """
-    order = sorted(range(len(kld)), key=lambda j: -kld[j])
-    codes = z.repeat(len(order), len(TRAVERSAL), 1)              # rows, columns, z_dim
-    for row, j in enumerate(order):
-        codes[row, :, j] = TRAVERSAL.to(z)
-    images = torch.sigmoid(decode(codes.flatten(0, 1)))          # rows * columns, C, 64, 64
-    grid(images, [f"z_{j}  {kld[j]:.2f} nats" for j in order], [f"{v:+.1f}" for v in TRAVERSAL], path)
+    best = information.argmax(axis=1)
+    share = information.max(axis=1) / np.maximum(information.sum(axis=1), 1e-12)
+    return [f"{names[k]} {100 * part:.0f} %" for k, part in zip(best, share)]
+
+
+def title(j, kld, told, end="\n"):
+    """The lines that name latent j: its number, what it tells, its KL."""
+    word = "inactive" if kld[j] <= ACTIVE else told[j] if told else None
+    return end.join([f"z_{j}", *[word] * bool(word), f"KL {kld[j]:.2f} nats"])
+
+
+# Traversals.
+
+@torch.no_grad()
+def traverse(decode, z):
+    """Decodes z (z_dim,) with one latent after the other set to VALUES, the others as they are.
+
+    decode: z (B, z_dim) -> logits (B, C, H, W). Returns mean images (z_dim, 19, C, H, W) on the CPU.
+    """
+    codes = z.repeat(len(z), len(VALUES), 1)                     # z_dim, 19, z_dim
+    for j in range(len(z)):
+        codes[j, :, j] = VALUES.to(z)
+    images = [torch.sigmoid(decode(row)).cpu() for row in codes]
+    return torch.stack(images)                                   # z_dim, 19, C, H, W
+
+
+def traversal(images, kld, told, path):
+    """Draws what each latent does: a row a latent, from -3 to 3 in ten steps, the others as in the seed."""
+    order = by_kl(kld)
+    rows = images[order][:, ::2]                                 # z_dim, 10, C, H, W
+    grid(rows.flatten(0, 1), [title(j, kld, told) for j in order], [f"{v:+.1f}" for v in VALUES[::2]], path)
+
+
+def animation(images, kld, told, path, columns=10):
+    """Writes a GIF that goes through all traversals at once, there and back, the latents side by side."""
+    order = by_kl(kld)
+    scale = 2 if len(order) <= columns else 1
+    font = ImageFont.load_default(7 * scale)
+    first = picture(images[order, 0], columns, scale)
+    head, width = 26 * scale, scale * (images.shape[-1] + 1)
+    side = 40 * scale                                            # where the value stands
+    rows = math.ceil(len(order) / columns)
+    height = first.height // rows                                # of a row of images
+
+    base = Image.new("RGB", (side + first.width, rows * (head + height)), "white")
+    draw = ImageDraw.Draw(base)
+    for place, j in enumerate(order):
+        row, column = divmod(place, columns)
+        at = side + (column + 0.5) * width, row * (head + height) + head / 2
+        draw.multiline_text(at, title(j, kld, told), "black", font, anchor="mm", align="center", spacing=scale)
+
+    frames = []
+    for step, value in enumerate(VALUES):
+        frame = base.copy()
+        sheet = picture(images[order, step], columns, scale)
+        for row in range(rows):
+            strip = sheet.crop((0, row * height, sheet.width, (row + 1) * height))
+            frame.paste(strip, (side, row * (head + height) + head))
+        ImageDraw.Draw(frame).text((side / 2, head + height / 2), f"{value:+.1f}", "black",
+                                   ImageFont.load_default(12 * scale), anchor="mm")
+        frames.append(frame.convert("L").point(GREYS) if images.shape[2] == 1 else frame.quantize(128))
+    there_and_back = frames[1:] + frames[-2:0:-1]
+    save(path, frames[0].save, save_all=True, append_images=there_and_back, duration=80, loop=0)
 
 
 def reconstruction(x, x_recon, path, pairs=4):
@@ -34,26 +109,114 @@ def reconstruction(x, x_recon, path, pairs=4):
     grid(images, [], ["true", "recon"] * pairs, path)
 
 
+def picture(images, columns, scale):
+    """Images (N, C, H, W) in [0, 1] side by side, with a grey line between, as one RGB picture."""
+    tiles = make_grid(images.cpu(), nrow=min(columns, len(images)), padding=1, pad_value=0.5)
+    pixels = tiles.clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).numpy()
+    whole = Image.fromarray(pixels)
+    return whole.resize((scale * whole.width, scale * whole.height), Image.Resampling.NEAREST)
+
+
 def grid(images, row_labels, column_labels, path, scale=2):
     """Writes images (R * C, channels, H, W) in [0, 1] as a grid with a label for each row and column."""
-    tiles = make_grid(images.cpu(), nrow=len(column_labels), padding=1, pad_value=0.5)
-    pixels = tiles.clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).numpy()
-    picture = Image.fromarray(pixels)
-    picture = picture.resize((scale * picture.width, scale * picture.height), Image.Resampling.NEAREST)
-
+    sheet = picture(images, len(column_labels), scale)
     font = ImageFont.load_default(11 * scale)
-    left = max((round(font.getlength(label)) for label in row_labels), default=0) + 8 * scale
+    lines = [line for label in row_labels for line in label.split("\n")]
+    left = max((round(font.getlength(line)) for line in lines), default=0) + 8 * scale
     top = 18 * scale
-    sheet = Image.new("RGB", (left + picture.width, top + picture.height), "white")
-    sheet.paste(picture, (left, top))
-    draw = ImageDraw.Draw(sheet)
+    page = Image.new("RGB", (left + sheet.width, top + sheet.height), "white")
+    page.paste(sheet, (left, top))
+    draw = ImageDraw.Draw(page)
     height, width = (scale * (side + 1) for side in images.shape[-2:])
     for row, label in enumerate(row_labels):
-        draw.text((left - 4 * scale, top + (row + 0.5) * height), label, "black", font, anchor="rm")
+        at = left - 4 * scale, top + (row + 0.5) * height
+        draw.multiline_text(at, label, "black", font, anchor="rm", align="right", spacing=3 * scale)
     for column, label in enumerate(column_labels):
         draw.text((left + (column + 0.5) * width, top / 2), label, "black", font, anchor="mm")
-    save(path, sheet.save)
+    save(path, page.save)
 
+
+# Which latent codes what.
+
+def latent_response(codes, images, kld, told, path):
+    """Draws how each latent answers to the factors of dSprites: Higgins et al. (2017), Fig. 7.
+
+    codes: means on a grid, (3 shapes, scales, orientations, posX, posY, z_dim); each row of panels
+    shows their mean over the factors that it does not name. A column a latent.
+    """
+    order = by_kl(kld)
+    steps = range(0, len(VALUES), 3)                             # -3, -2 .. 3
+    figure = Figure(figsize=(1.4 + 1.35 * len(order), 4.2 + 1.2 * len(steps)), layout="constrained")
+    panels = figure.subplots(4, len(order), squeeze=False, height_ratios=[1.2, 1, 1, 1.2 * len(steps)])
+    curves = {1: codes.mean(axis=(2, 3, 4)), 2: codes.mean(axis=(1, 3, 4))}  # shapes, values, z_dim
+    position = codes.mean(axis=(0, 1, 2))                        # posX, posY, z_dim
+    most = 1.1 * max(abs(part).max() for part in (position, *curves.values()))
+
+    for column, j in enumerate(order):
+        heat, scale, rotation, strip = panels[:, column]
+        heat.set_title(title(j, kld, told), fontsize=11)
+        # Rows of the picture are posY, downwards, as in the images.
+        shown = heat.imshow(position[..., j].T, cmap="RdBu_r", vmin=-most, vmax=most)
+        heat.set(xticks=[], yticks=[])
+        response(scale, curves[1][..., j], np.linspace(0.5, 1, 6), most)
+        response(rotation, curves[2][..., j], np.linspace(0, 360, 40), most)
+        tower(strip, images[j, steps])
+    for axes in panels[:, 1:].flat:
+        axes.tick_params(labelleft=False)
+    panels[3, 0].set_yticklabels([f"{i / 3 - 3:+.0f}" for i in steps])
+    for axes, label in zip(panels[:, 0], ("position", "scale", "rotation (degrees)",
+                                          "decoded with the latent at this value")):
+        axes.set_ylabel(label, fontsize=11)
+    figure.colorbar(shown, ax=panels[0, :], pad=0.01, aspect=10)
+    figure.suptitle("Mean of each latent against the factors of the image", x=0.01, ha="left")
+    figure.legend(*panels[1, 0].get_legend_handles_labels(), loc="outside upper right", ncols=3)
+    save(path, figure.savefig)
+
+
+def response(axes, curves, values, most):
+    """Draws a latent's mean, from -most to most, against a factor's values: curves (3 shapes, V), V of the values."""
+    values = values[::math.ceil(len(values) / curves.shape[1])]
+    for (shape, color), curve in zip(SHAPE_COLORS.items(), curves):
+        axes.plot(values, curve, color=color, label=shape)
+    axes.axhline(0, color="lightgrey", linewidth=0.8, zorder=0)
+    axes.set(xlim=(values[0], values[-1]), ylim=(-most, most))
+    axes.set_xticks(values[[0, -1]], [f"{value:.3g}" for value in values[[0, -1]]])
+    axes.tick_params(labelsize=8)
+
+
+def tower(axes, images):
+    """Draws images (V, C, H, W) upon each other, the first on top."""
+    count, _, side, _ = images.shape
+    axes.imshow(images.permute(0, 2, 3, 1).flatten(0, 1).squeeze(-1).numpy(), cmap="grey", vmin=0, vmax=1)
+    for i in range(1, count):
+        axes.axhline(side * i - 0.5, color="grey", linewidth=1)
+    axes.set(xticks=[], yticks=[side * (i + 0.5) for i in range(count)])
+    axes.tick_params(length=0)
+
+
+def mutual_information(information, entropy, names, kld, path):
+    """Draws what each latent tells of each factor, in nats, and as a share of all that there is to tell.
+
+    information: (z_dim, K) nats; entropy: of each factor, (K,) nats; names: K factors.
+    """
+    order = by_kl(kld)
+    share = information[order] / entropy
+    figure = Figure(figsize=(2.5 + 1.25 * len(names), 1.5 + 0.52 * len(order)), layout="constrained")
+    axes = figure.subplots()
+    shown = axes.imshow(share, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    for row, column in np.ndindex(share.shape):
+        axes.text(column, row, f"{information[order[row], column]:.2f}  ({share[row, column]:.0%})", ha="center",
+                  va="center", color="white" if share[row, column] > 0.55 else "black", fontsize=9)
+    axes.set_xticks(range(len(names)), [f"{name}\n{h:.2f} nats" for name, h in zip(names, entropy)])
+    axes.set_yticks(range(len(order)), [title(j, kld, None, end="  ") for j in order])
+    axes.xaxis.tick_top()
+    axes.tick_params(length=0)
+    axes.set_title("Mutual information of latent and factor: nats (share of the factor's entropy)", fontsize=10)
+    figure.colorbar(shown, label="share of the factor's entropy", pad=0.02)
+    save(path, figure.savefig)
+
+
+# Curves of log.csv.
 
 def curves(log_path, path):
     """Draws log.csv: reconstruction loss, KL with C, and posterior variance, against iterations."""
@@ -80,9 +243,52 @@ def curves(log_path, path):
     save(path, figure.savefig)
 
 
-def save(path, write):
+def capacity(log_path, told, path):
+    """Draws the KL of each latent, and C, against iterations; each line says at its end what it codes.
+
+    As Burgess et al. (2018), Fig. 3: latents are taken into use one after the other as C grows.
+    """
+    log = read_log(log_path)
+    told_of = ", the factor that it tells most about, and this factor's share of all that it tells"
+    latents = [name for name in log if name.startswith("kld_")]
+    if not log["iter"]:
+        return
+    kld = [log[name][-1] for name in latents]
+    lines = [(f"kld_{j}", title(j, kld, told, end="  "), "lightgrey" if kld[j] <= ACTIVE else LINE_COLORS[place % 10])
+             for place, j in enumerate(by_kl(kld))]
+    if any(C == C for C in log["C"]):
+        lines.append(("C", f"C  {log['C'][-1]:.2f} nats", "black"))
+    figure = Figure(figsize=(11, max(5, 0.27 * len(lines) + 1)), layout="constrained")
+    axes = figure.subplots()
+    for name, _, color in lines:
+        axes.plot(log["iter"], log[name], color=color, linestyle="--" if name == "C" else "-",
+                  marker="." if len(log["iter"]) < 50 else "")
+    axes.set(xlabel="iterations", ylabel="nats", ylim=(0, None))
+    axes.set_title("KL of each latent from the prior" + told_of * bool(told), loc="left")
+    axes.grid(alpha=0.3)
+
+    top = axes.get_ylim()[1]
+    ends = [log[name][-1] / top for name, _, _ in lines]         # heights in [0, 1]
+    heights = spread(ends, 0.21 / (figure.get_figheight() - 1))
+    for (_, label, color), end, height in zip(lines, ends, heights):
+        axes.annotate(label, (1, end), (1.04, height), xycoords="axes fraction", va="center", color="grey"
+                      if color == "lightgrey" else color, annotation_clip=False,
+                      arrowprops=dict(arrowstyle="-", color=color, linewidth=0.8, relpos=(0, 0.5)))
+    axes.set_xlim(right=log["iter"][-1] if len(log["iter"]) > 1 else None)
+    save(path, figure.savefig)
+
+
+def spread(heights, gap):
+    """Moves heights apart until neighbours are gap away from each other, from the lowest one upwards."""
+    moved, floor = list(heights), -math.inf
+    for i in sorted(range(len(heights)), key=lambda i: heights[i]):
+        moved[i] = floor = max(heights[i], floor + gap)
+    return moved
+
+
+def save(path, write, **options):
     """Writes a picture through write(file, format=): a reader of path never sees half of it."""
     buffer = io.BytesIO()
-    write(buffer, format="png")
+    write(buffer, format=path.suffix[1:], **options)
     with atomic_file(path) as file:
         file.write(buffer.getbuffer())

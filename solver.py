@@ -1,7 +1,6 @@
 """One run: the objectives of both papers, the training loop, checkpoints, and when to draw."""
 import argparse
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +8,12 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
+import metrics
 import plots
 from dataset import return_data
 from model import MODELS
 from utils import (Checkpoints, Log, StopSignals, UserError, atomic_file, git_commit, keep_freed_memory,
-                   versions)
+                   progress, versions)
 
 
 # The objective. All terms are in nats: summed over pixels or latents, averaged over the batch.
@@ -101,6 +101,7 @@ class Solver:
         self.batches_per_epoch = len(self.data) // args.batch_size
         if not self.batches_per_epoch:
             raise UserError(f"{len(self.data)} images are fewer than one batch of {args.batch_size}")
+        self.check_metrics()
         self.epoch = None
 
         # Model, data order, noise and pictures each have a stream of random numbers of their own.
@@ -131,6 +132,7 @@ class Solver:
         if self.iter >= args.max_iter:
             print(f"run {args.viz_name} is finished (iteration {self.iter:,}): "
                   "a larger --max_iter continues it, another --viz_name starts a new run")
+            self.evaluate()
             return 0
         self.prepare_outputs()
         with StopSignals() as stop, self.progress_bar() as bar:
@@ -153,7 +155,10 @@ class Solver:
         self.log.close()
         what = "finished" if self.iter == args.max_iter else "stopped"
         print(f"{what} at iteration {self.iter:,}; saved in {self.checkpoints.folder}")
-        return 0 if what == "finished" else 128 + stop.received
+        if what == "stopped":
+            return 128 + stop.received
+        self.evaluate()
+        return 0
 
     def training_step(self, x):
         """One step of Adam on the objective of x, a batch of images (B, C, 64, 64)."""
@@ -225,28 +230,84 @@ class Solver:
         self.reconstructed = indices[1:]
         self.seed_z = torch.randn(self.args.z_dim, generator=generator)
 
-    @torch.no_grad()
-    def draw(self):
-        """Writes the pictures of this iteration. Takes no random numbers: training cannot notice."""
+    def draw(self, information=None):
+        """Writes the pictures of this iteration. Takes no random numbers: training cannot notice.
+
+        information: what latents tell of factors, (z_dim, K) nats; without it, a glance at few images.
+        """
         folder = self.outputs / str(self.iter)
         folder.mkdir(parents=True, exist_ok=True)
-        mu, _ = self.net.encode(self.data.batch(torch.tensor(list(self.seed_images.values()))))
-        seeds = {**dict(zip(self.seed_images, mu)), "random": self.seed_z.to(self.device)}
-        kld = self.window_means()[4:][:self.args.z_dim]
-        for name, z in seeds.items():
-            plots.traversal(self.net.decode, z, kld, folder / f"traverse_{name}.png")
+        kld, told = self.latent_kld(), None
+        if self.data.factor_sizes:
+            information = self.glance() if information is None else information
+            told = plots.tells(information, self.data.factor_names)
+        for name, z in self.seeds().items():
+            images = plots.traverse(self.net.decode, z)
+            plots.traversal(images, kld, told, folder / f"traverse_{name}.png")
+            plots.animation(images, kld, told, folder / f"traverse_{name}.gif")
         x = self.data.batch(self.reconstructed)
-        mu, _ = self.net.encode(x)
-        plots.reconstruction(x, self.net.decode(mu), folder / "reconstruction.png")
+        with torch.no_grad():
+            plots.reconstruction(x, self.net.decode(self.net.encode(x)[0]), folder / "reconstruction.png")
         if self.log.path.exists():
             plots.curves(self.log.path, self.outputs / "curves.png")
+            plots.capacity(self.log.path, told, self.outputs / "capacity.png")
         tqdm.write(f"pictures in {folder}")
 
+    def latent_kld(self):
+        """KL of each latent in nats, as the log has it."""
+        return self.window_means()[4:][:self.args.z_dim]
+
+    @torch.no_grad()
+    def seeds(self):
+        """{name: z (z_dim,)} where traversals start: the means of seed images, and a random z."""
+        mu, _ = self.net.encode(self.data.batch(torch.tensor(list(self.seed_images.values()))))
+        return {**dict(zip(self.seed_images, mu)), "random": self.seed_z.to(self.device)}
+
+    def glance(self):
+        """Mutual information of latents and factors, (z_dim, K), from a thousand images: enough for a name."""
+        indices, factors = metrics.subgrid(self.data.factor_sizes, "glance")
+        mu, _ = metrics.encode_all(self.net, self.data, indices)
+        return metrics.mutual_information(mu, factors, bins=10)  # 20 would show too much where there is little
+
+    def check_metrics(self):
+        """Before anything is trained: can the model be scored as --metrics asks?"""
+        args = self.args
+        if args.metrics != "none" and not self.data.factor_sizes:
+            raise UserError(f"--metrics {args.metrics} needs a data set with known factors, which {args.dataset} "
+                            "has not: use --metrics none")
+        if args.metrics != "none" and args.z_dim < 2:
+            raise UserError(f"--metrics {args.metrics} needs at least 2 latents: use --metrics none")
+
+    def evaluate(self):
+        """Scores the model as --metrics says: a table, metrics.json, and the pictures that need the same codes."""
+        level, sizes = self.args.metrics, self.data.factor_sizes
+        if level == "none":
+            return
+        folder = self.outputs / str(self.iter)
+        folder.mkdir(parents=True, exist_ok=True)
+        indices, factors = metrics.subgrid(sizes, level)
+        mu, logvar = metrics.encode_all(self.net, self.data, indices)                 # N, z_dim
+        scores = metrics.score(mu, logvar, factors, level)
+        scores["settings"].update(iter=self.iter, commit=git_commit(), **self.environment())
+        with atomic_file(folder / "metrics.json") as file:
+            file.write(json.dumps(scores, indent=2).encode())
+        print(f"{metrics.table(scores)}\n{self.args.viz_name}, iteration {self.iter:,}: {len(mu):,} images, "
+              f"settings in {folder / 'metrics.json'}")
+        if self.args.save_output:
+            self.draw_responses(mu, factors, folder)
+
+    def draw_responses(self, mu, factors, folder):
+        """Writes the pictures that need the codes mu (N, z_dim) of a grid of factors (N, K), and all others."""
+        kld, names = self.latent_kld(), self.data.factor_names
+        information = metrics.mutual_information(mu, factors)  # of all codes: hardly biased
+        plots.mutual_information(information, metrics.entropy(factors), names, kld, folder / "mutual_information.png")
+        grid = mu.numpy().reshape(*metrics.grid_sizes(factors), -1)
+        images = plots.traverse(self.net.decode, self.seeds()["heart"])
+        plots.latent_response(grid, images, kld, plots.tells(information, names), folder / "latent_response.png")
+        self.draw(information)
+
     def progress_bar(self):
-        bar = tqdm(total=self.args.max_iter, initial=self.iter, unit="it", dynamic_ncols=True)
-        if not sys.stderr.isatty():
-            bar.mininterval = 30  # a line in a file
-        return bar
+        return progress(total=self.args.max_iter, initial=self.iter, unit="it", delay=0, leave=True)
 
     # Files of a run.
 

@@ -8,11 +8,15 @@ import os
 import platform
 import signal
 import subprocess
+import sys
 import zipfile
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
+
+ACTIVE = 0.01  # nats of KL above which a latent counts as active
 
 
 class UserError(Exception):
@@ -58,7 +62,7 @@ def keep_freed_memory():
 def versions():
     """Versions of what the numbers of a run depend on."""
     return {"python": platform.python_version(),
-            **{name: version(name) for name in ("torch", "torchvision", "numpy")}}
+            **{name: version(name) for name in ("torch", "torchvision", "numpy", "scikit-learn")}}
 
 
 def git_commit():
@@ -70,6 +74,12 @@ def git_commit():
         return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "-uno") else "")
     except (OSError, subprocess.SubprocessError):
         return None
+
+
+def progress(iterable=None, delay=2, leave=False, **options):
+    """tqdm that shows nothing of what is over in delay seconds; in a file it writes a line each 30 s."""
+    interval = 0.1 if sys.stderr.isatty() else 30
+    return tqdm(iterable, delay=delay, leave=leave, mininterval=interval, dynamic_ncols=True, **options)
 
 
 class StopSignals:

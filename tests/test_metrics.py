@@ -1,0 +1,499 @@
+"""Metrics: what they must say of codes that are known to be good or bad, and that each is its definition."""
+import json
+import math
+import random
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import minimize
+from sklearn.ensemble import GradientBoostingClassifier
+from sklearn.linear_model import LogisticRegression
+
+import dsprites
+import metrics
+from metrics import (active_latents, dci, encode_all, factor_vae, higgins, importance_scores, mean_kl, mig, modularity,
+                     mutual_information, sap, score, share_factor, split, subgrid, total_correlation)
+from model import BetaVAE_B
+from test_run import same
+from utils import read_checkpoint, read_log
+
+SIZES = (3, 4, 5, 6)
+FACTORS = subgrid(SIZES)[1]                                     # 360, 4
+POINTS = dict(train=1000, test=500)
+KEYS = ["higgins_paper", "higgins", "factor_vae", "mig", "dci_disentanglement", "dci_completeness",
+        "dci_informativeness", "sap", "modularity", "active_latents", "total_correlation"]
+
+
+def perfect(factors=FACTORS):
+    """Each factor in a latent of its own, of standard deviation 1."""
+    return (factors - factors.mean(axis=0)) / factors.std(axis=0)
+
+
+def rotated():
+    """The same, turned so that every latent holds as much of each factor."""
+    return perfect() @ np.array([[1, 1, 1, 1], [1, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1]]) / 2
+
+
+def noise(n=len(FACTORS), z=4):
+    return np.random.default_rng(4).normal(size=(n, z))
+
+
+def mixed():
+    """Neither good nor bad: leaning latents, noise, and a weak one."""
+    turn = np.eye(4, 5) + 0.4 * np.random.default_rng(5).normal(size=(4, 5))
+    return perfect() @ turn + 0.3 * noise(z=5)
+
+
+def all_scores(codes, seed=0):
+    parts = dci(codes, FACTORS, seed)
+    return dict(higgins=higgins(codes, FACTORS, seed, **POINTS), factor_vae=factor_vae(codes, FACTORS, seed, **POINTS),
+                mig=mig(codes, FACTORS, seed), sap=sap(codes, FACTORS, seed),
+                modularity=modularity(codes, FACTORS, seed), **parts)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_trees():
+    """Boosting with a fifth of its rounds: as good on so few rows, and quicker."""
+    rounds, metrics.BOOSTING["n_estimators"] = metrics.BOOSTING["n_estimators"], 20
+    yield
+    metrics.BOOSTING["n_estimators"] = rounds
+
+
+@pytest.fixture(scope="module")
+def perfect_scores():
+    return all_scores(perfect())
+
+
+# What a score must say.
+
+def test_perfect_codes_reach_the_ceiling_of_every_metric(perfect_scores):
+    for name in ("higgins", "factor_vae", "mig", "modularity", "disentanglement", "completeness", "informativeness"):
+        assert perfect_scores[name] > 0.99, name
+    assert perfect_scores["sap"] > 0.25  # of one latent and straight lines; far above the rest below
+    assert total_correlation(perfect()) == pytest.approx(0, abs=1e-9)
+
+
+def test_perfect_codes_of_dsprites_reach_the_ceilings_that_the_docstrings_state():
+    factors = subgrid(dsprites.FACTOR_SIZES)[1]
+    codes = perfect(factors)
+    assert higgins(codes, factors, **POINTS) == higgins(codes, factors, exclude=(0,), **POINTS) == 1
+    assert factor_vae(codes, factors, **POINTS) == 1
+    assert mig(codes, factors) == pytest.approx(0.90, abs=0.01)
+    assert modularity(codes, factors) > 0.999
+    assert sap(codes, factors) == pytest.approx(0.25, abs=0.02)
+    assert sap(factors / (np.array(dsprites.FACTOR_SIZES) - 1), factors) == pytest.approx(0.18, abs=0.02)
+
+
+def test_rotated_codes_score_clearly_less_where_the_definition_allows_it(perfect_scores):
+    scores = all_scores(rotated())
+    for name, less in dict(higgins=0.3, factor_vae=0.4, mig=0.8, sap=0.2, modularity=0.4, disentanglement=0.7,
+                           completeness=0.7, informativeness=0.1).items():
+        assert scores[name] < perfect_scores[name] - less, name
+    assert total_correlation(rotated()) == pytest.approx(0, abs=1e-9)  # still uncorrelated
+
+
+def test_noise_scores_near_chance_or_nothing():
+    factors = subgrid((3, 6, 10, 10, 10))[1]
+    codes = noise(len(factors), 6)
+    assert abs(higgins(codes, factors) - 1 / 5) < 0.03 and abs(higgins(codes, factors, exclude=(0,)) - 1 / 4) < 0.03
+    assert abs(factor_vae(codes, factors) - 1 / 5) < 0.03
+    assert mig(codes, factors) < 0.01 and sap(codes, factors) < 0.02
+    assert total_correlation(codes) < 0.01
+    scores = dci(codes, factors, train=1000, test=500)
+    assert scores["disentanglement"] < 0.15 and scores["completeness"] < 0.15
+    assert abs(scores["informativeness"] - (1 / 3 + 1 / 6 + 3 / 10) / 5) < 0.04
+
+
+def test_a_duplicated_latent_drops_mig_and_sap_but_not_dci_disentanglement(perfect_scores):
+    codes = perfect()[:, [0, 0, 1, 2, 3]]
+    assert mig(codes, FACTORS) == pytest.approx(perfect_scores["mig"] * 3 / 4, abs=0.01)
+    assert sap(codes, FACTORS) < perfect_scores["sap"] - 0.1
+    parts = dci(codes, FACTORS)
+    assert parts["disentanglement"] > 0.99 and parts["completeness"] < 0.99
+    assert total_correlation(codes) == pytest.approx(-0.5 * math.log(1e-6 * 2))  # 6.9 nats and not infinite
+
+
+def test_dead_latents_are_no_help_and_no_harm_but_for_modularity_which_counts_them(perfect_scores):
+    dead = 0.7 + noise(z=2) * [0, 1e-3]  # constant; nearly so
+    codes = np.hstack([perfect(), dead])
+    scores = all_scores(codes)
+    for name in ("higgins", "factor_vae", "mig", "disentanglement", "completeness", "informativeness"):
+        assert scores[name] == pytest.approx(perfect_scores[name], abs=0.1 if name == "mig" else 0.03), name
+    assert modularity(codes[:, :5], FACTORS) == pytest.approx(4 / 5)
+    assert factor_vae(dead, FACTORS, **POINTS) == 0
+    constant = np.ones((len(FACTORS), 3))
+    assert mig(constant, FACTORS) == modularity(constant, FACTORS) == total_correlation(constant) == 0
+    assert dci(constant, FACTORS)["disentanglement"] == pytest.approx(0, abs=1e-9)
+    assert total_correlation(codes[:, :5]) == pytest.approx(0, abs=1e-9)
+
+
+def test_permuting_latents_changes_nothing():
+    order = [3, 0, 4, 1, 2]
+    scores, permuted = all_scores(mixed()), all_scores(mixed()[:, order])
+    for name in scores:
+        by_trees = name in ("disentanglement", "completeness", "informativeness")  # they break ties by chance
+        assert permuted[name] == pytest.approx(scores[name], abs=0.02 if by_trees else 0.002), name
+    assert total_correlation(mixed()[:, order]) == pytest.approx(total_correlation(mixed()))
+
+
+def test_the_same_seed_gives_the_same_score_and_another_does_not():
+    factors = subgrid((3, 6, 10, 10, 10))[1]
+    codes = perfect(factors) @ np.random.default_rng(0).normal(size=(5, 5))
+    for metric in (higgins, factor_vae, mig, sap, modularity):
+        points = dict(points=1000) if metric in (mig, modularity) else POINTS
+        first, again, other = (metric(codes, factors, seed, **points) for seed in (0, 0, 1))
+        assert first == again != other, metric
+    first, again, other = (dci(codes, factors, seed, train=300, test=200, jobs=jobs)
+                           for seed, jobs in ((0, 1), (0, 2), (1, 2)))
+    assert first == again != other
+
+
+def test_global_random_numbers_are_neither_used_nor_changed():
+    np.random.seed(0), torch.manual_seed(0), random.seed(0)
+    before = np.random.get_state()[1].tolist(), torch.get_rng_state().tolist(), random.getstate()
+    scores = all_scores(mixed())
+    assert before == (np.random.get_state()[1].tolist(), torch.get_rng_state().tolist(), random.getstate())
+    np.random.seed(1), torch.manual_seed(1), random.seed(1)
+    assert all_scores(mixed()) == scores
+
+
+@pytest.mark.parametrize("codes, factors, words", [
+    (noise(9), FACTORS, "N rows both"), (noise(), FACTORS[:, 0], "N rows both"), (noise(z=1), FACTORS, "2 latents"),
+    (noise(), FACTORS[:, :1], "2 factors"), (noise() * np.nan, FACTORS, "not finite"),
+    (noise(), FACTORS * 1.0, "whole numbers"), (noise(), FACTORS * [1, 0, 1, 1], "factor 1 has a single value"),
+])
+def test_what_cannot_be_scored_is_one_sentence(codes, factors, words):
+    for metric in (higgins, factor_vae, mig, dci, sap, modularity):
+        with pytest.raises(ValueError, match=words):
+            metric(codes, factors)
+
+
+def test_partners_are_looked_up_in_full_grids_only():
+    for rows in (slice(1, None), np.random.default_rng(0).permutation(len(FACTORS)), slice(None, None, -1)):
+        for metric in (higgins, factor_vae):
+            with pytest.raises(ValueError, match="full grid"):
+                metric(noise()[rows], FACTORS[rows])
+    assert higgins(perfect(), 7 - 2 * FACTORS[::-1], **POINTS) == 1  # other values, but a grid in its order
+
+
+# Each is its definition: written again, slowly, from the words of the papers.
+
+def literal_information(codes, factors, bins=20):
+    """I(z_j; v_k) by counting pairs, bins of equal width over the latent's range."""
+    table = np.zeros((codes.shape[1], factors.shape[1]))
+    for j in range(codes.shape[1]):
+        low, high = min(codes[:, j]), max(codes[:, j])
+        width = (high - low) / bins
+        binned = [min(int((value - low) / width), bins - 1) for value in codes[:, j]]
+        for k in range(factors.shape[1]):
+            n, pairs = len(binned), Counter(zip(binned, factors[:, k]))
+            left, right = Counter(binned), Counter(factors[:, k])
+            table[j, k] = sum(c / n * math.log(c * n / (left[b] * right[v])) for (b, v), c in pairs.items())
+    return table
+
+
+def test_mig_and_modularity_are_their_definitions():
+    codes, factors = mixed(), FACTORS
+    table = literal_information(codes, factors)
+    assert mutual_information(codes, factors) == pytest.approx(table)
+    gaps = []
+    for k in range(4):
+        first, second = sorted(table[:, k])[:-3:-1]
+        gaps.append((first - second) / math.log(SIZES[k]))
+    assert mig(codes, factors) == pytest.approx(sum(gaps) / 4)
+    parts = []
+    for row in table:
+        best = max(row)
+        parts.append(1 - sum(value**2 for value in row if value != best) / (best**2 * 3))
+    assert modularity(codes, factors) == pytest.approx(sum(parts) / len(parts))
+
+
+def test_mig_and_modularity_by_hand():
+    # z_0 is a; z_1 is b but for one row in four, in which it is the other value.
+    factors = np.array([[0, 0], [0, 1], [1, 0], [1, 1]] * 2)
+    codes = np.array([[a, b] for a, b in factors], dtype=float)
+    codes[1, 1], codes[6, 1] = 0, 1
+    # I(z_0; a) = ln 2, I(z_0; b) = 0; z_1 agrees with b in 6 of 8 rows, 3 of each value: I = ln 2 - H(1/4).
+    h = -(0.25 * math.log(0.25) + 0.75 * math.log(0.75))
+    information = [[math.log(2), 0], [0, math.log(2) - h]]
+    by_hand = mutual_information(codes, factors)
+    assert by_hand[0] == pytest.approx(information[0], abs=1e-12)
+    assert by_hand[1, 1] == pytest.approx(information[1][1])
+    rest = by_hand[1, 0]  # it agrees with a as often as with b, since both changed rows moved towards a
+    assert rest == pytest.approx(math.log(2) - h)
+    assert mig(codes, factors) == pytest.approx(((math.log(2) - rest) + (math.log(2) - h)) / (2 * math.log(2)))
+    assert modularity(codes, factors) == pytest.approx((1 + 0) / 2)
+
+
+def draw(rng):
+    return [rng.randrange(size) for size in SIZES]
+
+
+def row_of(values):
+    """Where the factors stand in the grid, found by looking."""
+    return ROW[tuple(values)]
+
+
+ROW = {tuple(row): i for i, row in enumerate(FACTORS.tolist())}
+
+
+def literal_higgins(codes, rng, candidates, n, batch):
+    points, labels = [], []
+    for _ in range(n):
+        y, z_diff = rng.choice(candidates), np.zeros(codes.shape[1])
+        for _ in range(batch):
+            one, other = draw(rng), draw(rng)
+            other[y] = one[y]
+            z_diff += abs(codes[row_of(one)] - codes[row_of(other)]) / batch
+        points.append(z_diff), labels.append(y)
+    half = 2 * n // 3
+    return LogisticRegression(max_iter=1000).fit(points[:half], labels[:half]).score(points[half:], labels[half:])
+
+
+def test_higgins_is_its_definition():
+    codes = mixed() + 0.1 * noise(z=5)
+    for candidates, exclude in (([0, 1, 2, 3], ()), ([1, 2, 3], (0,))):
+        rng = random.Random(0)
+        slow = np.mean([literal_higgins(codes, rng, candidates, 1500, 16) for _ in range(2)])
+        fast = np.mean([higgins(codes, FACTORS, seed, exclude, train=1000, test=500, batch=16) for seed in range(8)])
+        assert 0.5 < slow < 0.97 and fast == pytest.approx(slow, abs=0.04)
+
+
+def test_higgins_shows_its_classifier_the_mean_absolute_differences(monkeypatch):
+    seen = []
+
+    class Spy(LogisticRegression):
+        def fit(self, x, y):
+            seen.append((x, y))
+            return super().fit(x, y)
+
+    monkeypatch.setattr("sklearn.linear_model.LogisticRegression", Spy)
+    higgins(FACTORS, FACTORS, train=900, test=100, batch=64)
+    (x, y), = seen
+    assert x.shape == (900, 4)
+    for k in range(4):
+        assert (x[y == k, k] == 0).all() and 180 < (y == k).sum() < 270
+        # The mean distance of two draws of n values is (n^2 - 1) / 3n.
+        assert x[y != k, k].mean() == pytest.approx((SIZES[k] ** 2 - 1) / (3 * SIZES[k]), rel=0.02)
+
+
+def literal_factor_vae(codes, rng, n, batch):
+    variance = [np.var(z, ddof=1) for z in codes.T]
+    alive = [j for j in range(len(variance)) if variance[j] ** 0.5 >= 0.05]
+    votes = []
+    for _ in range(n):
+        k, value = rng.randrange(4), draw(rng)
+        local = []
+        for _ in range(batch):
+            row = draw(rng)
+            row[k] = value[k]
+            local.append(codes[row_of(row)])
+        votes.append((min(alive, key=lambda j: np.var(np.array(local)[:, j], ddof=1) / variance[j]), k))
+    train, test = votes[:2 * n // 3], votes[2 * n // 3:]
+    majority = {j: Counter(k for i, k in train if i == j).most_common(1)[0][0] for j in {i for i, _ in train}}
+    return sum(majority.get(j) == k for j, k in test) / len(test)
+
+
+def test_factor_vae_is_its_definition():
+    codes = np.hstack([mixed() * [1, 5, 0.2, 1, 1], 0.01 * perfect()[:, :1]])  # the last one would betray factor 0
+    rng = random.Random(0)
+    slow = np.mean([literal_factor_vae(codes, rng, 1500, 16) for _ in range(2)])
+    fast = np.mean([factor_vae(codes, FACTORS, seed, train=1000, test=500, batch=16) for seed in range(8)])
+    assert 0.4 < slow < 0.95 and fast == pytest.approx(slow, abs=0.04)
+
+
+def literal_svm(x, y, x_test):
+    """One class against the rest, squared hinge loss, C = 0.01, balanced weights, intercept penalised too."""
+    distance = []
+    for label in sorted(set(y)):
+        sign = np.where(y == label, 1, -1)
+        count = (sign == 1).sum()
+        # LinearSVC balances the two sides of each of its problems by the frequencies of all classes.
+        weight = np.where(sign == 1, len(y) / (len(set(y)) * count), 1)
+
+        def loss(wb):
+            slack = np.maximum(0, 1 - sign * (wb[0] * x + wb[1]))
+            return 0.5 * wb @ wb + 0.01 * (weight * slack**2).sum()
+        w, b = minimize(loss, np.zeros(2), method="BFGS", options=dict(gtol=1e-7)).x
+        distance.append(w * x_test + b)
+    return np.array(sorted(set(y)))[np.argmax(distance, axis=0)]
+
+
+def test_sap_is_its_definition():
+    codes = mixed()
+    x, y, x_test, y_test = split(codes, FACTORS, 240, 120, seed=0)
+    gaps = []
+    for k in range(4):
+        accuracy = [np.mean(literal_svm(x[:, j], y[:, k], x_test[:, j]) == y_test[:, k]) for j in range(5)]
+        gaps.append(sorted(accuracy)[-1] - sorted(accuracy)[-2])
+    assert sap(codes, FACTORS, 0, train=240, test=120) == pytest.approx(np.mean(gaps), abs=0.005)
+
+
+def test_dci_is_its_definition():
+    codes = mixed()
+    x, y, x_test, y_test = split(codes, FACTORS, 240, 120, seed=0)
+    trees = [GradientBoostingClassifier(n_estimators=20, random_state=0).fit(x, y[:, k]) for k in range(4)]
+    R = [[trees[k].feature_importances_[j] for k in range(4)] for j in range(5)]
+    disentanglement = completeness = 0
+    total = sum(map(sum, R))
+    for row in R:
+        h = -sum(r / sum(row) * math.log(r / sum(row), 4) for r in row if r > 0)
+        disentanglement += sum(row) / total * (1 - h)
+    for column in zip(*R):
+        h = -sum(r / sum(column) * math.log(r / sum(column), 5) for r in column if r > 0)
+        completeness += sum(column) / total * (1 - h)
+    right = [np.mean(trees[k].predict(x_test) == y_test[:, k]) for k in range(4)]
+    assert dci(codes, FACTORS, 0, train=240, test=120) == pytest.approx(
+        dict(disentanglement=disentanglement, completeness=completeness, informativeness=np.mean(right)))
+
+
+def test_dci_by_hand():
+    # z_0 tells of a alone; z_1 as much of a as of b; z_2 of nothing.
+    R = np.array([[0.5, 0], [0.5, 0.5], [0, 0]])
+    disentanglement, completeness = importance_scores(R)
+    assert disentanglement == pytest.approx((0.5 * 1 + 1 * 0) / 1.5)
+    assert completeness == pytest.approx((1 * (1 - math.log(2, 3)) + 0.5 * 1) / 1.5)
+    assert importance_scores(np.eye(3)) == pytest.approx((1, 1))
+    assert importance_scores(np.ones((3, 2))) == pytest.approx((0, 0))
+    assert importance_scores(np.zeros((3, 2))) == pytest.approx((0, 0))
+
+
+def test_kl_active_latents_and_total_correlation_are_their_definitions():
+    from solver import kl_divergence
+    mu = torch.tensor(mixed()[:, :3] * [1, 0.1, 0.5])
+    logvar = torch.tensor([[-2.0, 0.0, -1.0]]) + 0 * mu
+    logvar[:, 1] -= mu[:, 1] ** 2
+    kl = mean_kl(mu, logvar)
+    assert kl == pytest.approx(kl_divergence(mu, logvar)[1].numpy())
+    for threshold in (0, kl[1] * 0.99, kl[1] * 1.01, 100):
+        assert active_latents(mu, logvar, threshold) == sum(value > threshold for value in kl)
+    assert active_latents(torch.full((5, 2), 0.1), torch.zeros(5, 2)) == 0  # 0.005 nats each
+    assert active_latents(torch.full((5, 2), 0.15), torch.zeros(5, 2)) == 2  # 0.011
+    S = np.cov(mixed(), rowvar=False)
+    D = np.diag(np.diag(S))
+    kl = 0.5 * (np.trace(np.linalg.inv(D) @ S) - len(S) + math.log(np.linalg.det(D) / np.linalg.det(S)))
+    assert total_correlation(mixed()) == pytest.approx(kl)
+
+
+# Tables.
+
+def test_partners_share_one_factor_and_keep_the_others():
+    rng = np.random.default_rng(0)
+    rows, like = rng.integers(len(FACTORS), size=(2, 500))
+    k = rng.integers(4, size=500)
+    partner = FACTORS[share_factor(rows, like, k, np.array(SIZES))]
+    for i in range(500):
+        for m in range(4):
+            assert partner[i, m] == FACTORS[like[i] if m == k[i] else rows[i], m]
+
+
+def test_subgrids_are_grids_of_the_whole():
+    names = {"full": (3, 6, 40, 32, 32), "fast": (3, 6, 20, 16, 16), "glance": (3, 3, 5, 5, 5)}
+    for level, sizes in names.items():
+        indices, factors = subgrid(dsprites.FACTOR_SIZES, level)
+        assert metrics.grid_sizes(factors).tolist() == list(sizes) and len(indices) == math.prod(sizes)
+        steps = [math.ceil(whole / part) for whole, part in zip(dsprites.FACTOR_SIZES, sizes)]
+        assert np.array_equal(np.transpose(np.unravel_index(indices, dsprites.FACTOR_SIZES)), factors * steps)
+    assert metrics.grid_sizes(subgrid((20, 19), "fast")[1]).tolist() == [10, 19]
+
+
+def test_rows_to_learn_from_and_to_be_tested_on_never_meet():
+    rows = np.arange(360)[:, None]
+    for train, test, sizes in ((100, 50, (100, 50)), (10_000, 5_000, (240, 120)), (10_000, 0, (360, 0))):
+        x, y, x_test, y_test = split(rows, rows, train, test, seed=1)
+        assert (len(x), len(x_test)) == sizes and (x == y).all() and (x_test == y_test).all()
+        assert len(np.unique([*x, *x_test])) == sum(sizes)
+
+
+def test_encode_all_gives_what_the_encoder_gives():
+    class Data:
+        images = torch.rand(50, 1, 64, 64, generator=torch.Generator().manual_seed(0))
+
+        def __len__(self):
+            return 50
+
+        def batch(self, indices):
+            return self.images[indices]
+
+    model = BetaVAE_B()
+    mu, logvar = encode_all(model, Data(), batch_size=16)
+    with torch.no_grad():
+        whole = model.encode(Data.images)
+    assert torch.allclose(mu, whole[0], atol=1e-5) and torch.allclose(logvar, whole[1], atol=1e-5)
+    assert mu.dtype == torch.float32 and mu.shape == (50, 10) and not mu.requires_grad
+    part, _ = encode_all(model, Data(), np.array([7, 3]))
+    assert torch.allclose(part, whole[0][[7, 3]], atol=1e-5)
+
+
+def test_score_is_made_of_the_metrics_with_the_settings_that_it_states():
+    mu, logvar = torch.tensor(mixed(), dtype=torch.float32), torch.zeros(360, 5)
+    scores = score(mu, logvar, FACTORS, "full", seed=3)
+    assert list(scores) == KEYS + ["settings"]
+    settings = json.loads(json.dumps(scores["settings"]))
+    assert (settings["seed"], settings["images"], settings["factor_sizes"]) == (3, 360, list(SIZES))
+    for name in ("higgins", "factor_vae", "mig", "sap", "modularity"):
+        assert scores[name] == getattr(metrics, name)(mu, FACTORS, 3, **settings[name]), name
+    assert scores["higgins_paper"] == higgins(mu, FACTORS, 3, **settings["higgins_paper"])
+    assert settings["higgins_paper"]["exclude"] == [0] and settings["higgins"]["exclude"] == []
+    assert {name: scores[f"dci_{name}"] for name in ("disentanglement", "completeness", "informativeness")} == dci(
+        mu, FACTORS, 3, **settings["dci"])
+    fast = score(mu, logvar, FACTORS, "fast")
+    assert list(fast) == KEYS + ["settings"] and fast["dci_completeness"] is None and fast["settings"]["dci"] is None
+    assert fast["settings"]["higgins"]["train"] < settings["higgins"]["train"]
+
+
+# From the command line.
+
+@pytest.fixture
+def small_grids(monkeypatch):
+    """Scores on 1,125 images, whatever --metrics says."""
+    whole = metrics.subgrid
+    monkeypatch.setattr(metrics, "subgrid", lambda sizes, level: whole(sizes, "glance"))
+    monkeypatch.setitem(metrics.BOOSTING, "n_estimators", 2)
+
+
+def test_one_command_scores_a_checkpoint(runs, small_grids):
+    runs.run("run", "--display_step", 40)
+    assert not (runs.outputs("run") / "40" / "metrics.json").exists()  # --metrics none is the default
+    trained = runs.checkpoint("run").read_bytes()
+    output = runs.run("run", "--train", "False", "--metrics", "full").stdout
+    scores = json.loads((runs.outputs("run") / "40" / "metrics.json").read_text())
+    assert list(scores) == KEYS + ["settings"]
+    for name in KEYS:
+        line = next(line for line in output.splitlines() if line.split()[0] == name)
+        assert float(line.split()[1]) == pytest.approx(scores[name], abs=5e-4)
+    settings = scores["settings"]
+    assert (settings["level"], settings["seed"], settings["iter"]) == ("full", 0, 40)
+    assert settings["versions"]["scikit-learn"] and settings["linear_svm"]["C"] == 0.01
+    written = {p.name for p in (runs.outputs("run") / "40").iterdir()}
+    assert {"latent_response.png", "mutual_information.png", "traverse_heart.gif"} <= written
+    assert (runs.outputs("run") / "capacity.png").exists()
+    assert runs.checkpoint("run").read_bytes() == trained
+
+
+def test_training_scores_at_its_end_and_is_not_changed_by_it(runs, small_grids):
+    runs.run("plain", "--display_step", 40)
+    output = runs.run("scored", "--display_step", 40, "--metrics", "fast", "--save_output", "False").stdout
+    assert "higgins_paper" in output and "not computed" in output
+    plain, scored = (read_checkpoint(runs.checkpoint(name)) for name in ("plain", "scored"))
+    for key in ("model_states", "optim_states", "generators", "window"):
+        assert same(plain[key], scored[key])
+    path = runs.outputs("scored") / "40" / "metrics.json"
+    assert [p.name for p in path.parent.iterdir()] == ["metrics.json"]  # no pictures were wanted
+    scores = path.read_bytes()
+    path.unlink()
+    assert "higgins_paper" in runs.run("scored", "--metrics", "fast", "--save_output", "no").stdout  # finished before
+    assert path.read_bytes() == scores
+    assert read_log(runs.outputs("scored") / "log.csv")["iter"] == [8, 16, 24, 32, 40]
+
+
+def test_what_cannot_be_scored_is_said_before_training(runs, monkeypatch):
+    error = runs.run("run", "--metrics", "fast", "--z_dim", 1, status=1).stderr
+    assert error.count("\n") == 1 and "2 latents" in error
+    monkeypatch.setattr("dataset.DSprites.factor_sizes", None)
+    error = runs.run("run", "--metrics", "fast", status=1).stderr
+    assert error.count("\n") == 1 and "known factors" in error and "--metrics none" in error
+    assert not runs.folder.joinpath("ckpt").exists() and not runs.outputs("run").exists()
+    assert "finished" in runs.run("run", "--max_iter", 2).stdout  # without metrics it trains and draws

@@ -1,0 +1,155 @@
+"""Pictures: that they show what they say."""
+import math
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageSequence
+
+import plots
+
+KLD = [0.5, 3.0, 0.001]
+TOLD = ["scale 80 %", "posX 93 %", "posY 40 %"]
+
+
+def ramps(latents=3, channels=1):
+    """Images of a traversal: latent j brightens from 0 to 1, more slowly the higher j."""
+    steps = torch.linspace(0, 1, 19)
+    values = torch.stack([steps / (j + 1) for j in range(latents)])
+    return values[..., None, None, None].expand(latents, 19, channels, 64, 64)
+
+
+@pytest.fixture
+def figure(monkeypatch, tmp_path):
+    """Calls a drawing function and returns the matplotlib figure that it saved."""
+    def draw(function, *args):
+        caught = []
+        monkeypatch.setattr(plots, "save", lambda path, write: caught.append(write.__self__))
+        function(*args, tmp_path / "x.png")
+        caught[0].savefig(tmp_path / "x.png")  # it can be drawn
+        return caught[0]
+    return draw
+
+
+def test_latents_are_named_with_what_they_tell_and_their_kl():
+    assert plots.by_kl(KLD) == [1, 0, 2]
+    assert plots.by_kl([float(j) for j in range(100)]) == list(range(99, 67, -1))  # the most that a picture shows
+    assert plots.title(1, KLD, TOLD) == "z_1\nposX 93 %\nKL 3.00 nats"
+    assert plots.title(2, KLD, TOLD, end=" ") == "z_2 inactive KL 0.00 nats"
+    assert plots.title(1, KLD, None) == "z_1\nKL 3.00 nats"  # no known factors
+    information = np.array([[0.9, 0.3], [0.0, 0.5], [0.0, 0.0]])
+    assert plots.tells(information, ("a", "b")) == ["a 75 %", "b 100 %", "a 0 %"]
+
+
+def test_traverse_changes_one_latent_after_the_other():
+    seen = []
+
+    def decode(z):
+        seen.append(z)
+        return z.sum(dim=1).view(-1, 1, 1, 1).expand(-1, 1, 2, 2)
+
+    images = plots.traverse(decode, torch.tensor([10.0, 20.0]))
+    assert images.shape == (2, 19, 1, 2, 2)
+    codes = torch.stack(seen)
+    assert codes[0, :, 1].tolist() == [20] * 19 and codes[1, :, 0].tolist() == [10] * 19
+    assert codes[0, :, 0].tolist() == pytest.approx([-3 + i / 3 for i in range(19)], abs=1e-6)
+    assert torch.equal(images[:, :, 0, 0, 0], torch.sigmoid(codes.sum(dim=2)))
+
+
+@pytest.mark.parametrize("latents, channels", [(3, 1), (3, 3), (32, 3)])
+def test_the_animation_goes_there_and_back_and_loops(tmp_path, latents, channels):
+    kld = [KLD[j] if j < 3 else 0.0 for j in range(latents)]
+    path = tmp_path / "x.gif"
+    plots.animation(ramps(latents, channels), kld, None, path)
+    with Image.open(path) as gif:
+        assert gif.n_frames == 36 and gif.info["loop"] == 0 and path.stat().st_size < 1e6
+        frames = [np.asarray(frame.convert("L"), dtype=int) for frame in ImageSequence.Iterator(gif)]
+    scale = 2 if latents <= 10 else 1
+    y, x = (26 + 32) * scale, [(40 + 65 * (place + 0.5)) * scale for place in range(3)]
+    steps = [*range(19), *range(17, 0, -1)]
+    for frame, step in zip(frames, steps):  # z_1 first: it has the highest KL
+        for place, j in enumerate([1, 0, 2]):
+            assert frame[y, int(x[place])] == pytest.approx(255 * step / 18 / (j + 1), abs=5)
+    for i in range(1, 18):
+        assert np.array_equal(frames[i], frames[36 - i])
+
+
+def test_animations_of_real_size_stay_under_a_megabyte(tmp_path):
+    path = tmp_path / "x.gif"
+    axis = torch.linspace(-2, 2, 64)
+    blobs = torch.stack([torch.stack([torch.exp(-((axis[:, None] - t) ** 2 + (axis + j / 10) ** 2) * 4)
+                                      for t in torch.linspace(-1, 1, 19)]) for j in range(10)])
+    plots.animation(blobs[:, :, None], [1.0] * 10, None, path)
+    assert path.stat().st_size < 1e6
+
+
+def test_the_grid_has_ten_columns_and_rows_by_kl(tmp_path):
+    path = tmp_path / "x.png"
+    plots.traversal(ramps(), KLD, TOLD, path)
+    picture = np.asarray(Image.open(path).convert("L"), dtype=int)
+    top, left = 36, picture.shape[1] - 2 * (10 * 65 + 1)
+    assert picture.shape[0] == top + 2 * (3 * 65 + 1)
+    for row, j in enumerate([1, 0, 2]):
+        for column in range(10):
+            shown = picture[top + 130 * row + 65, left + 130 * column + 65]
+            assert shown == pytest.approx(255 * column / 9 / (j + 1), abs=1)
+    assert (picture[:top + 390, :left] < 128).any()  # labels
+
+
+def test_the_response_shows_each_latent_against_each_factor(figure):
+    sizes = (3, 6, 8, 5, 4)
+    shape, scale, orientation, x, y = np.indices(sizes)
+    angle = 2 * math.pi * orientation / 8
+    codes = np.stack([scale - 2.5 + shape, x - 2.0 + 0 * y, np.sin(angle)], axis=-1)
+    drawn = figure(plots.latent_response, codes, ramps(), KLD, TOLD)
+    heat, scales, rotations, strips = (drawn.axes[3 * row:3 * row + 3] for row in range(4))
+    assert [axes.get_title().split("\n")[0] for axes in heat] == ["z_1", "z_0", "z_2"]
+    assert heat[0].get_title() == "z_1\nposX 93 %\nKL 3.00 nats"
+    assert np.array_equal(heat[0].images[0].get_array(), [[-2, -1, 0, 1, 2]] * 4)  # x to the right, y down
+    curves = scales[1].get_lines()[:3]
+    assert [line.get_color() for line in curves] == ["tab:red", "tab:green", "tab:blue"]  # square, ellipse, heart
+    assert [line.get_label() for line in curves] == ["square", "ellipse", "heart"]
+    for i, line in enumerate(curves):
+        assert line.get_ydata() == pytest.approx(np.arange(6) - 2.5 + i)
+    assert rotations[2].get_lines()[0].get_ydata() == pytest.approx(np.sin(2 * math.pi * np.arange(8) / 8))
+    strip = np.asarray(strips[0].images[0].get_array())
+    assert strip[32::64, 32] == pytest.approx([i / 6 / 2 for i in range(7)], abs=1e-6)  # z_1 at -3, -2 .. 3
+
+
+def test_the_heat_map_of_information_holds_its_values(figure):
+    information = np.array([[0.2, 0.1], [0.5, 0.0], [0.0, 0.0]])
+    drawn = figure(plots.mutual_information, information, np.array([1.0, 2.0]), ("shape", "posX"), KLD)
+    texts = [text.get_text() for text in drawn.axes[0].texts]
+    assert texts == ["0.50  (50%)", "0.00  (0%)", "0.20  (20%)", "0.10  (5%)", "0.00  (0%)", "0.00  (0%)"]
+    assert [label.get_text() for label in drawn.axes[0].get_yticklabels()][0] == "z_1  KL 3.00 nats"
+    assert [label.get_text() for label in drawn.axes[0].get_xticklabels()][1] == "posX\n2.00 nats"
+
+
+def write_log(path, rows, C="1.5"):
+    text = "iter,C,kld_0,kld_1,kld_2\n" + "".join(f"{100 * i},{C},0.5,{i}.0,0.001\n" for i in rows)
+    path.write_text(text)
+    return path
+
+
+def test_capacity_labels_each_line_at_its_end(figure, tmp_path):
+    drawn = figure(plots.capacity, write_log(tmp_path / "log.csv", (1, 2, 3)), TOLD)
+    labels = {text.get_text(): text for text in drawn.axes[0].texts}
+    assert list(labels) == ["z_1  posX 93 %  KL 3.00 nats", "z_0  scale 80 %  KL 0.50 nats",
+                            "z_2  inactive  KL 0.00 nats", "C  1.50 nats"]
+    first = drawn.axes[0].get_lines()[0]
+    assert list(first.get_ydata()) == [1, 2, 3]
+    assert labels["z_1  posX 93 %  KL 3.00 nats"].get_color() == first.get_color()
+    boxes = sorted((text.get_window_extent().y0, text.get_window_extent().y1) for text in labels.values())
+    assert all(low[1] <= high[0] + 1 for low, high in zip(boxes, boxes[1:]))  # none upon another
+
+
+def test_capacity_without_C_factors_or_rows(figure, tmp_path):
+    drawn = figure(plots.capacity, write_log(tmp_path / "log.csv", (1,), C=""), None)
+    assert [text.get_text() for text in drawn.axes[0].texts][0] == "z_1  KL 1.00 nats"
+    assert not any(text.get_text().startswith("C ") for text in drawn.axes[0].texts)
+    plots.capacity(write_log(tmp_path / "log.csv", ()), None, tmp_path / "none.png")
+    assert not (tmp_path / "none.png").exists()
+
+
+def test_spread_keeps_order_and_distance():
+    assert plots.spread([0.5, 0.0, 0.01, 0.52], 0.1) == pytest.approx([0.5, 0.0, 0.1, 0.6])
