@@ -11,6 +11,7 @@ from pathlib import Path
 
 from dataset import DATASETS
 from metrics import LEVELS
+from model import MODELS
 from solver import Solver
 from utils import UserError, boolean, count
 
@@ -38,13 +39,17 @@ def make_parser():
     add("--beta", type=float, default=4.0, help="weight of the KL in objective H; dSprites 4 (Higgins et al.)")
     add("--objective", choices=["H", "B"], default="H",
         help="H: beta * KL (Higgins et al. eq. 4); B: gamma * |KL - C| (Burgess et al. eq. 8)")
-    add("--model", choices=["H", "B"], default="H", help="network of Higgins et al. or of Burgess et al.")
+    add("--model", choices=MODELS, default="H",
+        help="network: H convolutional and FC fully connected (Higgins et al.), B (Burgess et al.)")
     add("--gamma", type=float, default=1000.0, help="weight of |KL - C| in objective B; 1000 (Burgess et al.)")
     add("--C_max", type=float, default=25.0,
         help="C at the end in objective B, nats; dSprites 25, CelebA 50 (Burgess et al.)")
     add("--C_stop_iter", type=count, default=10**5,
         help="iterations in which C rises to C_max; 1e5 (Burgess et al.)")
-    add("--lr", type=float, default=1e-4, help="learning rate of Adam; 1e-4 (Higgins et al., chairs and CelebA), 5e-4 (Burgess et al.)")
+    add("--optimizer", choices=["adam", "adagrad"], default="adam",
+        help="adam; adagrad on dSprites in Higgins et al.")
+    add("--lr", type=float, default=1e-4,
+        help="learning rate; Higgins et al.: 1e-4 (chairs, CelebA), 1e-2 with adagrad (dSprites); Burgess et al.: 5e-4")
     add("--beta1", type=float, default=0.9, help="decay of Adam's first moment, per iteration")
     add("--beta2", type=float, default=0.999, help="decay of Adam's second moment, per iteration")
 

@@ -1,6 +1,6 @@
-"""The two convolutional VAEs: BetaVAE_H (Higgins et al., 2017) and BetaVAE_B (Burgess et al., 2018).
+"""The VAEs: BetaVAE_H and BetaVAE_FC (Higgins et al., 2017), BetaVAE_B (Burgess et al., 2018).
 
-Both are an encoder x -> (mu, logvar) of a diagonal Gaussian q(z|x) and a decoder z -> logits of
+Each is an encoder x -> (mu, logvar) of a diagonal Gaussian q(z|x) and a decoder z -> logits of
 p(x|z). The stacks are plain nn.Sequential; their numbering is that of the public checkpoints.
 ConvTranspose2d is torch's, made faster on the CPU (layers.py).
 """
@@ -23,7 +23,8 @@ def kaiming_init(module):
 
     Output layers (mu and logvar, logits) get the same: their input went through a ReLU, which
     halves its second moment, and the 2 makes up for it. So at the start mu, logvar and logits
-    have a variance of order 1, as have the activations of all layers before.
+    have a variance of order 1, as have the activations of all layers before. For the tanh layers
+    of BetaVAE_FC the 2 is between what keeps small signals (1) and what torch takes (25 / 9).
     """
     if not isinstance(module, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
         return
@@ -43,7 +44,7 @@ def reparameterise(mu, logvar, generator=None):
 
 
 class BetaVAE(nn.Module):
-    """What both models share; subclasses build self.encoder and self.decoder."""
+    """What all models share; subclasses build self.encoder and self.decoder."""
 
     def encode(self, x):
         """x (B, nc, 64, 64) in [0, 1] -> mu, logvar, each (B, z_dim) and float32, of q(z|x)."""
@@ -115,4 +116,25 @@ class BetaVAE_B(BetaVAE):
         self.apply(kaiming_init)
 
 
-MODELS = {"H": BetaVAE_H, "B": BetaVAE_B}
+class BetaVAE_FC(BetaVAE):
+    """Fully connected VAE of Higgins et al. (2017), Appendix A.1, for 64x64 images (dSprites)."""
+
+    def __init__(self, z_dim=10, nc=1):
+        super().__init__()
+        self.encoder = nn.Sequential(                               # B, nc, 64, 64
+            nn.Flatten(),                                           # B, nc 4096
+            nn.Linear(nc * 4096, 1200), nn.ReLU(True),              # B, 1200
+            nn.Linear(1200, 1200), nn.ReLU(True),                   # B, 1200
+            nn.Linear(1200, 2 * z_dim),                             # B, 2 z_dim
+        )
+        self.decoder = nn.Sequential(                               # B, z_dim
+            nn.Linear(z_dim, 1200), nn.Tanh(),                      # B, 1200
+            nn.Linear(1200, 1200), nn.Tanh(),                       # B, 1200
+            nn.Linear(1200, 1200), nn.Tanh(),                       # B, 1200
+            nn.Linear(1200, nc * 4096),                             # B, nc 4096
+            nn.Unflatten(1, (nc, 64, 64)),                          # B, nc, 64, 64
+        )
+        self.apply(kaiming_init)
+
+
+MODELS = {"H": BetaVAE_H, "B": BetaVAE_B, "FC": BetaVAE_FC}

@@ -49,23 +49,43 @@ def title(j, kld, told, end="\n"):
 # Traversals.
 
 @torch.no_grad()
-def traverse(decode, z):
+def traverse(decode, z, latents=None):
     """Decodes z (z_dim,) with one latent after the other set to VALUES, the others as they are.
 
-    decode: z (B, z_dim) -> logits (B, C, H, W). Returns mean images (z_dim, 19, C, H, W) on the CPU.
+    decode: z (B, z_dim) -> logits (B, C, H, W); latents: L of them, default all. Returns mean images
+    (L, 19, C, H, W) on the CPU.
     """
-    codes = z.repeat(len(z), len(VALUES), 1)                     # z_dim, 19, z_dim
-    for j in range(len(z)):
-        codes[j, :, j] = VALUES.to(z)
+    latents = range(len(z)) if latents is None else latents
+    codes = z.repeat(len(latents), len(VALUES), 1)               # L, 19, z_dim
+    for row, j in enumerate(latents):
+        codes[row, :, j] = VALUES.to(z)
     images = [torch.sigmoid(decode(row)).cpu() for row in codes]
-    return torch.stack(images)                                   # z_dim, 19, C, H, W
+    return torch.stack(images)                                   # L, 19, C, H, W
 
 
-def traversal(images, kld, told, path):
-    """Draws what each latent does: a row a latent, from -3 to 3 in ten steps, the others as in the seed."""
-    order = by_kl(kld)
+def traversal(images, kld, told, path, seed=None):
+    """Draws what each latent does: a row a latent, from -3 to 3 in ten steps, the others as in the seed.
+
+    seed: the image (C, H, W) that z is the code of, shown in front of each row; None if there is none.
+    """
+    order, columns = by_kl(kld), [f"{v:+.1f}" for v in VALUES[::2]]
     rows = images[order][:, ::2]                                 # z_dim, 10, C, H, W
-    grid(rows.flatten(0, 1), [title(j, kld, told) for j in order], [f"{v:+.1f}" for v in VALUES[::2]], path)
+    if seed is not None:
+        rows = torch.cat([seed.cpu().expand(len(order), 1, *seed.shape), rows], dim=1)
+        columns = ["seed", *columns]
+    grid(rows.flatten(0, 1), [title(j, kld, told) for j in order], columns, path)
+
+
+def factors(decode, seeds, kld, told, path, most=5):
+    """Draws a block of rows for each of the latents with the highest KL: it goes from -3 to 3 in several images.
+
+    As Higgins et al. (2017), Fig. 1 and 2, and Burgess et al. (2018). seeds: codes of the images, (S, z_dim), a
+    row of each block. A latent that does the same in all of its rows codes one factor.
+    """
+    order = by_kl(kld)[:most]
+    images = torch.stack([traverse(decode, z, order)[:, ::2] for z in seeds], dim=1)  # latents, S, 10, C, H, W
+    labels = [title(j, kld, told) if row == len(seeds) // 2 else "" for j in order for row in range(len(seeds))]
+    grid(images.flatten(0, 2), labels, [f"{v:+.1f}" for v in VALUES[::2]], path, scale=1, block=len(seeds))
 
 
 def animation(images, kld, told, path, columns=10):
@@ -117,22 +137,28 @@ def picture(images, columns, scale):
     return whole.resize((scale * whole.width, scale * whole.height), Image.Resampling.NEAREST)
 
 
-def grid(images, row_labels, column_labels, path, scale=2):
-    """Writes images (R * C, channels, H, W) in [0, 1] as a grid with a label for each row and column."""
-    sheet = picture(images, len(column_labels), scale)
+def grid(images, row_labels, column_labels, path, scale=2, block=None):
+    """Writes images (R * C, channels, H, W) in [0, 1] as a grid with a label for each row and column.
+
+    block: rows that stand together, with a gap to the next ones; default all.
+    """
     font = ImageFont.load_default(11 * scale)
     lines = [line for label in row_labels for line in label.split("\n")]
     left = max((round(font.getlength(line)) for line in lines), default=0) + 8 * scale
-    top = 18 * scale
-    page = Image.new("RGB", (left + sheet.width, top + sheet.height), "white")
-    page.paste(sheet, (left, top))
+    top, gap = 18 * scale, 8 * scale
+    blocks = [picture(part, len(column_labels), scale)
+              for part in images.split((block or len(images)) * len(column_labels))]
+    page = Image.new("RGB", (left + blocks[0].width, top + sum(b.height + gap for b in blocks) - gap), "white")
     draw = ImageDraw.Draw(page)
     height, width = (scale * (side + 1) for side in images.shape[-2:])
-    for row, label in enumerate(row_labels):
-        at = left - 4 * scale, top + (row + 0.5) * height
-        draw.multiline_text(at, label, "black", font, anchor="rm", align="right", spacing=3 * scale)
     for column, label in enumerate(column_labels):
         draw.text((left + (column + 0.5) * width, top / 2), label, "black", font, anchor="mm")
+    for i, sheet in enumerate(blocks):
+        at = top + i * (blocks[0].height + gap)
+        page.paste(sheet, (left, at))
+        for row, label in enumerate(row_labels[i * (block or 0):][:block]):
+            draw.multiline_text((left - 4 * scale, at + (row + 0.5) * height), label, "black", font, anchor="rm",
+                                align="right", spacing=3 * scale)
     save(path, page.save)
 
 

@@ -77,9 +77,17 @@ def stream_seed(seed, stream, start=0):
 
 def defining_flags(args):
     """The flags that make a run what it is, as a dict: with others, it is another run."""
-    names = ["dataset", "model", "objective", "z_dim", "lr", "beta1", "beta2", "batch_size", "seed"]
+    names = ["dataset", "model", "objective", "z_dim", "optimizer", "lr", "batch_size", "seed"]
+    names += ["beta1", "beta2"] if args.optimizer == "adam" else []
     names += ["beta"] if args.objective == "H" else ["gamma", "C_max", "C_stop_iter"]
     return {name: getattr(args, name) for name in names}
+
+
+def make_optimizer(args, parameters, device):
+    """Adam, or Adagrad as in Higgins et al. (2017) on dSprites, in its fused form where torch has one."""
+    if args.optimizer == "adagrad":
+        return torch.optim.Adagrad(parameters, lr=args.lr, fused=device.type == "cpu")
+    return torch.optim.Adam(parameters, lr=args.lr, betas=(args.beta1, args.beta2), fused=True)
 
 
 class Solver:
@@ -109,8 +117,7 @@ class Solver:
             torch.manual_seed(stream_seed(args.seed, "model"))
             self.net = MODELS[args.model](args.z_dim, self.data.channels)
         self.net.to(self.device, memory_format=torch.channels_last)
-        self.optim = torch.optim.Adam(self.net.parameters(), lr=args.lr,
-                                      betas=(args.beta1, args.beta2), fused=True)
+        self.optim = make_optimizer(args, self.net.parameters(), self.device)
         self.noise = torch.Generator(self.device).manual_seed(stream_seed(args.seed, "noise"))
         self.choose_pictures()
 
@@ -241,27 +248,33 @@ class Solver:
         if self.data.factor_sizes:
             information = self.glance() if information is None else information
             told = plots.tells(information, self.data.factor_names)
-        for name, z in self.seeds().items():
+        for name, (seed, z) in self.seeds().items():
             images = plots.traverse(self.net.decode, z)
-            plots.traversal(images, kld, told, folder / f"traverse_{name}.png")
+            plots.traversal(images, kld, told, folder / f"traverse_{name}.png", seed)
             plots.animation(images, kld, told, folder / f"traverse_{name}.gif")
         x = self.data.batch(self.reconstructed)
         with torch.no_grad():
-            plots.reconstruction(x, self.net.decode(self.net.encode(x)[0]), folder / "reconstruction.png")
+            mu, _ = self.net.encode(x)
+            plots.reconstruction(x, self.net.decode(mu), folder / "reconstruction.png")
+        plots.factors(self.net.decode, mu[:5], kld, told, folder / "factors.png")
         if self.log.path.exists():
             plots.curves(self.log.path, self.outputs / "curves.png")
             plots.capacity(self.log.path, told, self.outputs / "capacity.png")
         tqdm.write(f"pictures in {folder}")
 
     def latent_kld(self):
-        """KL of each latent in nats, as the log has it."""
-        return self.window_means()[4:][:self.args.z_dim]
+        """KL of each latent in nats, as the log has it; without one, of a thousand images."""
+        if means := self.window_means():
+            return means[4:][:self.args.z_dim]
+        images = torch.linspace(0, len(self.data) - 1, 1000).long()
+        return metrics.mean_kl(*metrics.encode_all(self.net, self.data, images)).tolist()
 
     @torch.no_grad()
     def seeds(self):
-        """{name: z (z_dim,)} where traversals start: the means of seed images, and a random z."""
-        mu, _ = self.net.encode(self.data.batch(torch.tensor(list(self.seed_images.values()))))
-        return {**dict(zip(self.seed_images, mu)), "random": self.seed_z.to(self.device)}
+        """{name: (image, z)} where traversals start: seed images and their means, and a random z without an image."""
+        x = self.data.batch(torch.tensor(list(self.seed_images.values())))
+        mu, _ = self.net.encode(x)
+        return {**dict(zip(self.seed_images, zip(x, mu))), "random": (None, self.seed_z.to(self.device))}
 
     def glance(self):
         """Mutual information of latents and factors, (z_dim, K), from a thousand images: enough for a name."""
@@ -302,7 +315,7 @@ class Solver:
         information = metrics.mutual_information(mu, factors)  # of all codes: hardly biased
         plots.mutual_information(information, metrics.entropy(factors), names, kld, folder / "mutual_information.png")
         grid = mu.numpy().reshape(*metrics.grid_sizes(factors), -1)
-        images = plots.traverse(self.net.decode, self.seeds()["heart"])
+        images = plots.traverse(self.net.decode, self.seeds()["heart"][1])
         plots.latent_response(grid, images, kld, plots.tells(information, names), folder / "latent_response.png")
         self.draw(information)
 
@@ -367,30 +380,42 @@ class Solver:
             raise UserError(f"{folder} holds checkpoints that --ckpt_name {args.ckpt_name} would overwrite: "
                             "give another --viz_name, or --overwrite True")
         state = None if args.ckpt_name == "none" else self.checkpoints.load(args.ckpt_name)
-        if not args.train:
-            if state is None:
+        if state is None:
+            if not args.train:
                 raise UserError(f"--train False needs a checkpoint, and {folder} has none: train first")
-            saved = argparse.Namespace(**state["arguments"])
+            return None
+        if state["arguments"] is None:
+            print(f"checkpoint {args.ckpt_name} has weights and optimiser of iteration {state['iter']:,}, but no flags "
+                  "(those given now count), random numbers or averages for the log")
+            return state
+        saved = argparse.Namespace(**{"optimizer": "adam", **state["arguments"]})  # older ones do not name it
+        if args.train:
+            self.check_fits(saved)
+        else:
             vars(args).update(defining_flags(saved))
-        elif state:
-            self.check_fits(state)
         return state
 
-    def check_fits(self, state):
-        saved = state["arguments"]
-        others = [f"{name} {saved.get(name)} (now {value})"
-                  for name, value in defining_flags(self.args).items() if saved.get(name) != value]
+    def check_fits(self, saved):
+        others = [f"{name} {getattr(saved, name, None)} (now {value})"
+                  for name, value in defining_flags(self.args).items() if getattr(saved, name, None) != value]
         if others:
             raise UserError(f"run {self.args.viz_name} was made with other settings: {', '.join(others)}; "
                             "a new run needs another --viz_name")
 
     def load(self, state):
         """Takes up a run where state left it: on the CPU, to the bit."""
-        self.net.load_state_dict(state["model_states"]["net"])
+        try:
+            self.net.load_state_dict(state["model_states"]["net"])
+        except RuntimeError:
+            raise UserError(f"checkpoint {self.args.ckpt_name} holds another network than --model {self.args.model} "
+                            f"--z_dim {self.args.z_dim} for {self.data.channels} channels") from None
         for group in state["optim_states"]["optim"]["param_groups"]:  # the device here may be another
-            group.update({flag: self.optim.defaults[flag] for flag in ("fused", "foreach", "capturable")})
+            group.update({flag: value for flag, value in self.optim.defaults.items()
+                          if flag in ("fused", "foreach", "capturable")})
         self.optim.load_state_dict(state["optim_states"]["optim"])
         self.iter = state["iter"]
+        if state["arguments"] is None:
+            return
         self.sums.copy_(state["window"]["sums"])
         self.count, self.last_row = state["window"]["count"], state["window"]["last_row"]
         now = self.environment()

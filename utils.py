@@ -238,6 +238,9 @@ class Checkpoints:
         return None
 
 
+OLD_FORMAT = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the first bytes of what torch.save wrote before 1.6
+
+
 def damage(path):
     """What is wrong with the bytes of a checkpoint file, as text; None if it is whole."""
     try:
@@ -249,13 +252,19 @@ def damage(path):
 
 
 def read_checkpoint(path):
-    """Loads one checkpoint file; ValueError says what is wrong with it. Never runs code from it."""
-    if what := damage(path):
+    """Loads one checkpoint file; ValueError says what is wrong with it. Never runs code from it.
+
+    Those of 1Konny/Beta-VAE, which hold iter, model_states and optim_states under the same names,
+    may be in torch's format from before zip files; their "arguments" are None.
+    """
+    with open(path, "rb") as file:
+        before_zip = file.read(len(OLD_FORMAT)) == OLD_FORMAT
+    if not before_zip and (what := damage(path)):
         raise ValueError(what)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise ValueError(str(error).splitlines()[0] if str(error) else type(error).__name__) from None
-    if not (isinstance(state, dict) and "arguments" in state):
+    if not (isinstance(state, dict) and {"iter", "model_states", "optim_states"} <= state.keys()):
         raise ValueError("it was not written by this program")
-    return state
+    return {"arguments": None, **state}

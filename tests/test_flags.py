@@ -26,7 +26,7 @@ def test_a_value_that_makes_no_sense_is_one_line_and_status_2(flags, capsys):
 def test_defaults():
     assert vars(main.parse([])) == dict(
         train=True, seed=1, cuda=True, precision="float32", threads=0, max_iter=10**6, batch_size=64, z_dim=10, beta=4.0, objective="H",
-        model="H", gamma=1000.0, C_max=25.0, C_stop_iter=10**5, lr=1e-4, beta1=0.9, beta2=0.999, dset_dir="data",
+        model="H", gamma=1000.0, C_max=25.0, C_stop_iter=10**5, optimizer="adam", lr=1e-4, beta1=0.9, beta2=0.999, dset_dir="data",
         dataset="dsprites", image_size=64, num_workers=2, viz_on=True, viz_name="main", viz_port=8097,
         save_output=True, metrics="none", output_dir="outputs", gather_step=1000, display_step=10000, save_step=10000,
         ckpt_dir="checkpoints", ckpt_name="last", overwrite=False)
@@ -76,7 +76,11 @@ def test_the_commands_are_there_and_every_script_that_the_readme_names_exists():
             assert (ROOT / name).exists(), name
 
 
-def test_the_script_is_the_papers_setting():
+def test_the_dsprites_scripts_are_the_papers_settings():
+    flags = next(flags for file, flags in commands() if file == "run_dsprites_H.sh" and "beta" in flags)
+    args = main.parse(shlex.split(flags))
+    assert (args.objective, args.model, args.beta, args.optimizer, args.lr) == ("H", "FC", 4, "adagrad", 1e-2)
+    assert (args.dataset, args.z_dim, args.viz_name) == ("dsprites", 10, "dsprites_H")
     flags = next(flags for file, flags in commands() if file == "run_dsprites_B.sh" and "gamma" in flags)
     args = main.parse(shlex.split(flags))
     assert (args.objective, args.model, args.gamma, args.C_max, args.C_stop_iter) == ("B", "B", 1000, 25, 10**5)

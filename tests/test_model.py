@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from model import BetaVAE_B, BetaVAE_H, reparameterise
+from model import BetaVAE_B, BetaVAE_FC, BetaVAE_H, reparameterise
 
 LAYERS = {  # position: shape of the weight, as in public checkpoints
     BetaVAE_B: {"encoder": {0: (32, 1, 4, 4), 2: (32, 32, 4, 4), 4: (32, 32, 4, 4), 6: (32, 32, 4, 4),
@@ -15,11 +15,14 @@ LAYERS = {  # position: shape of the weight, as in public checkpoints
                             8: (256, 64, 4, 4), 11: (20, 256)},
                 "decoder": {0: (256, 10), 3: (256, 64, 4, 4), 5: (64, 64, 4, 4), 7: (64, 32, 4, 4),
                             9: (32, 32, 4, 4), 11: (32, 3, 4, 4)}},
+    BetaVAE_FC: {"encoder": {1: (1200, 4096), 3: (1200, 1200), 5: (20, 1200)},
+                 "decoder": {0: (1200, 10), 2: (1200, 1200), 4: (1200, 1200), 6: (4096, 1200)}},
 }
 
 
-@pytest.mark.parametrize("cls, parameters", [(BetaVAE_B, 502_005), (BetaVAE_H, 765_335)])
-def test_parameters_and_keys_are_those_of_public_checkpoints(cls, parameters):
+@pytest.mark.parametrize("cls, parameters", [(BetaVAE_B, 502_005), (BetaVAE_H, 765_335),
+                                             (BetaVAE_FC, 14_196_516)])
+def test_parameters_and_keys_are_those_of_the_papers_and_of_public_checkpoints(cls, parameters):
     model = cls()
     assert sum(p.numel() for p in model.parameters()) == parameters
     expected = {f"{part}.{i}.weight": shape
@@ -28,7 +31,7 @@ def test_parameters_and_keys_are_those_of_public_checkpoints(cls, parameters):
 
 
 @pytest.mark.parametrize("cls, nc, z_dim", [(BetaVAE_B, 1, 10), (BetaVAE_B, 3, 32), (BetaVAE_H, 3, 32),
-                                            (BetaVAE_H, 1, 10)])
+                                            (BetaVAE_H, 1, 10), (BetaVAE_FC, 1, 10), (BetaVAE_FC, 3, 4)])
 def test_shapes(cls, nc, z_dim):
     model = cls(z_dim, nc)
     x = torch.rand(2, nc, 64, 64)
@@ -41,10 +44,10 @@ def test_shapes(cls, nc, z_dim):
             h = layer(h)
             if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)):
                 sides.append(h.shape[-1])
-        assert sides in ([32, 16, 8, 4], [32, 16, 8, 4, 1], [8, 16, 32, 64], [4, 8, 16, 32, 64])
+        assert sides in ([], [32, 16, 8, 4], [32, 16, 8, 4, 1], [8, 16, 32, 64], [4, 8, 16, 32, 64])
 
 
-@pytest.mark.parametrize("cls, nc", [(BetaVAE_B, 1), (BetaVAE_H, 3)])
+@pytest.mark.parametrize("cls, nc", [(BetaVAE_B, 1), (BetaVAE_H, 3), (BetaVAE_FC, 1)])
 @pytest.mark.parametrize("part", ["encoder", "decoder"])
 def test_variance_stays_of_order_one_through_all_layers(cls, nc, part):
     """Fails with torch's kaiming_normal_, which takes the wrong axis of a transposed conv."""

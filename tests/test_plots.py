@@ -153,3 +153,29 @@ def test_capacity_without_C_factors_or_rows(figure, tmp_path):
 
 def test_spread_keeps_order_and_distance():
     assert plots.spread([0.5, 0.0, 0.01, 0.52], 0.1) == pytest.approx([0.5, 0.0, 0.1, 0.6])
+
+
+def test_a_traversal_shows_the_seed_in_front_of_each_row(tmp_path):
+    seed = torch.zeros(1, 64, 64)
+    for name, given in (("with", seed), ("without", None)):
+        plots.traversal(ramps() * 0 + 1, KLD, TOLD, tmp_path / f"{name}.png", given)
+    with_seed, without = (Image.open(tmp_path / f"{name}.png") for name in ("with", "without"))
+    assert with_seed.height == without.height and with_seed.width == without.width + 2 * 65
+    left = without.width - 2 * (10 * 65 + 1)
+    assert with_seed.getpixel((left + 65, 100)) == (0, 0, 0)           # the seed is black
+    assert with_seed.getpixel((left + 65 + 130, 100)) == (255, 255, 255)
+
+
+def test_factors_shows_a_block_of_seeds_for_each_of_the_highest_latents(tmp_path):
+    def decode(z):  # as bright as latent 1, whatever the others do
+        return (10 * z[:, 1]).view(-1, 1, 1, 1).expand(-1, 1, 64, 64)
+
+    plots.factors(decode, torch.zeros(5, 3), KLD, None, tmp_path / "x.png", most=2)
+    picture = np.asarray(Image.open(tmp_path / "x.png").convert("L"))
+    top, block, gap = 18, 5 * 65 + 1, 8
+    assert picture.shape[0] == top + 2 * block + gap
+    assert (picture[top + block:top + block + gap] == 255).all()
+    first = picture[top + 30:top + block:65, -65 * 10 + 30::65]        # 5 seeds, 10 values, from the middle of each
+    assert (np.diff(first.astype(int), axis=1) >= 0).all() and first[0, 0] == 0 and first[0, -1] == 255
+    second = picture[top + block + gap + 30::65, -65 * 10 + 30::65]    # latent 0 does nothing
+    assert (abs(second.astype(int) - 128) < 2).all()

@@ -91,7 +91,7 @@ def test_a_run_writes_log_arguments_pictures_and_checkpoints(runs):
     for iteration in ("20", "40"):
         names = {p.name for p in (runs.outputs("run") / iteration).iterdir()}
         assert names == {f"traverse_{seed}.{kind}" for seed in ("square", "ellipse", "heart", "image", "random")
-                         for kind in ("png", "gif")} | {"reconstruction.png"}
+                         for kind in ("png", "gif")} | {"reconstruction.png", "factors.png"}
     for name in ("curves", "capacity"):
         Image.open(runs.outputs("run") / f"{name}.png").verify()
     assert "[20]" in output and "[40]" in output
@@ -236,7 +236,7 @@ def test_one_checkpoint_is_kept_for_good_at_multiples(tmp_path):
     from utils import Checkpoints
     checkpoints = Checkpoints(tmp_path)
     for iteration in (49_999, 50_000, 60_000, 100_000):
-        checkpoints.save({"iter": iteration, "arguments": {}})
+        checkpoints.save({"iter": iteration, "model_states": {}, "optim_states": {}, "arguments": {}})
     assert [p.name for p in checkpoints.paths()] == ["last", "previous", "100000", "50000"]
     for name in ("last", "previous"):
         (tmp_path / name).write_bytes(b"")
@@ -244,3 +244,37 @@ def test_one_checkpoint_is_kept_for_good_at_multiples(tmp_path):
     assert checkpoints.load("50000")["iter"] == 50_000
     with pytest.raises(UserError, match="no checkpoint 70000"):
         checkpoints.load("70000")
+
+
+@pytest.mark.parametrize("old_format", [True, False])
+def test_a_checkpoint_of_the_public_repository_is_drawn_and_trained_on(runs, old_format):
+    runs.run("ours", "--max_iter", 20)
+    state = read_checkpoint(runs.checkpoint("ours"))
+    optim = state["optim_states"]["optim"]
+    group = {name: optim["param_groups"][0][name] for name in ("params", "lr", "betas", "eps", "weight_decay")}
+    steps = {i: {**one, "step": 20} for i, one in optim["state"].items()}
+    public = runs.folder / "public"
+    torch.save({"iter": 20, "win_states": {"recon": "window_1"}, "model_states": state["model_states"],
+                "optim_states": {"optim": {"state": steps, "param_groups": [group]}}}, public,
+               _use_new_zipfile_serialization=not old_format)
+    output = runs.run("drawn", "--train", "False", "--ckpt_name", public).stdout
+    assert "no flags" in output and output.count("public") == 1
+    drawn, ours = (Image.open(runs.outputs(name) / "20" / "reconstruction.png") for name in ("drawn", "ours"))
+    assert drawn.tobytes() == ours.tobytes()
+    runs.run("trained", "--ckpt_name", public, "--max_iter", 30)
+    after = read_checkpoint(runs.checkpoint("trained"))
+    assert after["iter"] == 30 and after["optim_states"]["optim"]["state"][0]["step"] == 30
+    runs.run("trained", "--max_iter", 35)
+    error = runs.run("other", "--ckpt_name", public, "--model", "H", status=1).stderr
+    assert "another network than --model H --z_dim 10" in error and error.count("\n") == 1
+
+
+def test_adagrad_trains_the_fully_connected_model_and_resumes_to_the_byte(runs):
+    flags = ["--model", "FC", "--objective", "H", "--optimizer", "adagrad", "--lr", 1e-2, "--save_output", "no"]
+    runs.run("whole", *flags)
+    runs.run("parts", *flags, "--max_iter", 20)
+    runs.run("parts", *flags)
+    assert_same_run(runs, "whole", "parts")
+    state = read_checkpoint(runs.checkpoint("whole"))["optim_states"]["optim"]["state"][0]
+    assert set(state) == {"step", "sum"}
+    assert "optimizer adagrad (now adam)" in runs.run("whole", *flags, "--optimizer", "adam", status=1).stderr
