@@ -290,7 +290,7 @@ def capacity(log_path, told, path):
         axes.plot(log["iter"], log[name], color=color, linestyle="--" if name == "C" else "-",
                   marker="." if len(log["iter"]) < 50 else "")
     axes.set(xlabel="iterations", ylabel="nats", ylim=(0, None))
-    axes.set_title("KL of each latent from the prior" + told_of * bool(told), loc="left")
+    axes.set_title("KL of each latent from the prior" + told_of * bool(told), loc="left", pad=16)
     axes.grid(alpha=0.3)
 
     top = axes.get_ylim()[1]
