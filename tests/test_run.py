@@ -272,7 +272,7 @@ def test_a_checkpoint_of_the_public_repository_is_drawn_and_trained_on(runs, old
 def test_adagrad_trains_the_fully_connected_model_and_resumes_to_the_byte(runs):
     flags = ["--model", "FC", "--objective", "H", "--optimizer", "adagrad", "--lr", 1e-2, "--save_output", "no"]
     runs.run("whole", *flags)
-    runs.run("parts", *flags, "--max_iter", 20)
+    runs.run("parts", *flags, "--max_iter", 24)
     runs.run("parts", *flags)
     assert_same_run(runs, "whole", "parts")
     state = read_checkpoint(runs.checkpoint("whole"))["optim_states"]["optim"]["state"][0]
