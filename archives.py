@@ -84,10 +84,10 @@ class Source:
         parts = member.name.split("/")
         if os.path.splitext(parts[-1])[1].lower() not in SUFFIXES:
             return False
-        if parts[-1].startswith(".") or "__MACOSX" in parts:
-            self.skipped.add("hidden", member.name)
-        elif ".." in parts or parts[0] == "" or "\\" in member.name:
+        if ".." in parts or parts[0] == "" or "\\" in member.name:
             self.skipped.add("with a name that leads out of the archive", member.name)
+        elif parts[-1].startswith(".") or "__MACOSX" in parts:
+            self.skipped.add("hidden", member.name)
         elif max(member.size, member.unpacked) > MAX_BYTES:
             self.skipped.add(f"larger than {MAX_BYTES:,} bytes", member.name)
         else:

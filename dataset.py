@@ -137,7 +137,7 @@ def load_official(dset_dir):
         packed = None
     if packed is not None or not found:
         return packed
-    print(f"packing {found[0]} into {path} (377 MB, about half a minute)", flush=True)
+    print(f"packing {found[0]} into {path} (377 MB, some ten seconds)", flush=True)
     manifest_path(path).unlink(missing_ok=True)
     with atomic_file(path, writer=os.getpid()) as file:
         manifest = official.pack(found[0], file)
@@ -153,7 +153,17 @@ def map_cache(path, crc32=dsprites.CRC32):
     except (ValueError, EOFError):
         return None
     whole = packed.dtype == np.uint8 and packed.shape == (dsprites.COUNT, 64, 8)
-    return packed if whole and zlib.crc32(packed) == crc32 else None
+    return packed if whole and file_crc32(path, packed.offset) == crc32 else None
+
+
+def file_crc32(path, start):
+    """CRC-32 of a file from start on. It is read, not mapped: so it does not count as memory of the process."""
+    crc32 = 0
+    with open(path, "rb") as file:
+        file.seek(start)
+        while data := file.read(2**22):
+            crc32 = zlib.crc32(data, crc32)
+    return crc32
 
 
 # Sets of images.
@@ -187,18 +197,20 @@ def find_images(name, dset_dir, archive=None, crop=None, channels=None, num_work
     """
     spec, path = IMAGE_SETS[name], Path(dset_dir) / f"{name}_64x64.npy"
     manifest = read_manifest(path)
-    changed = what_changed(manifest, archive, crop, channels) if manifest else None
-    if manifest and not changed:
-        return path, manifest
-    there = [Path(dset_dir) / each for each in spec.sources if (Path(dset_dir) / each).exists()]
-    if changed:
-        print(f"{path} was made with {changed}: making it again", flush=True)
-        there = [Path(manifest["source"]), *there] if Path(manifest["source"]).exists() else there
-    elif path.exists() or manifest_path(path).exists():
-        print(f"{path} is not whole, or of another version: making it again", flush=True)
-    if not archive and not there:
-        raise UserError(how_to_get(name, dset_dir))
-    source = Source(archive or there[0])
+    if manifest:
+        fault = what_changed(manifest, archive, crop, channels)
+        if not fault:
+            return path, manifest
+    else:
+        fault = "is not whole, or of another version" if path.exists() else ""
+    places = [archive] if archive else [manifest and manifest["source"],
+                                        *(Path(dset_dir) / each for each in spec.sources)]
+    places = [place for place in places if place and (archive or Path(place).exists())]
+    if not places:
+        raise UserError((f"{path} {fault}, and its images are gone: " if fault else "") + how_to_get(name, dset_dir))
+    if fault:
+        print(f"{path} {fault}: making it again", flush=True)
+    source = Source(places[0])
     print(f"preparing {len(source.members):,} images of {source.path} into {path}", flush=True)
     manifest = make_cache(path, source, spec.crop if crop is None else crop, channels or spec.channels, num_workers)
     if manifest["skipped"]:

@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import io
 import json
+import math
 import multiprocessing.connection
 import os
 import shutil
@@ -55,7 +56,10 @@ def decode(data, crop, channels):
         drafted = image.draft(mode, (-(-SIDE * width // kept[0]), -(-SIDE * height // kept[1])))
         scale = drafted[1][2] / width if drafted else 1
         box = [scale * edge for edge in (left, top, left + kept[0], top + kept[1])]
-        small = eight_bits(image, mode).resize((SIDE, SIDE), Image.Resampling.BILINEAR, box=box)
+        x, y = int(box[0]), int(box[1])
+        image = image.crop((x, y, math.ceil(box[2]), math.ceil(box[3])))  # or the resize would look around the box
+        small = eight_bits(image, mode).resize((SIDE, SIDE), Image.Resampling.BILINEAR,
+                                               box=(box[0] - x, box[1] - y, box[2] - x, box[3] - y))
     return np.asarray(small).reshape(SIDE, SIDE, channels).transpose(2, 0, 1)
 
 
@@ -249,14 +253,14 @@ def read_manifest(path):
 
 
 def what_changed(manifest, archive=None, crop=None, channels=None):
-    """Why a cache is not what is wanted, as text; None if it is. A source that is gone has not changed."""
+    """Why a cache is not what is wanted, as text; None if it is. A source that is gone counts as unchanged."""
     wanted = {"source": archive and str(Path(archive).resolve()), "crop": crop, "channels": channels}
     for name, value in wanted.items():
         if value is not None and manifest[name] != value:
-            return f"{name} {manifest[name]} (now {value})"
+            return f"was made with {name} {manifest[name]}, now it is to be {value}"
     path = Path(manifest["source"])
     stamp = (Source(path).stamp() if path.is_dir() else path.stat().st_size) if path.exists() else manifest["stamp"]
-    return None if stamp == manifest["stamp"] else f"{path} as it was before"
+    return None if stamp == manifest["stamp"] else f"was made from {path}, which has changed"
 
 
 def remove_leftovers(path):
