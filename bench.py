@@ -30,9 +30,9 @@ from tqdm import tqdm
 
 import model
 from dataset import DATASETS, return_data
-from main import Parser, parse
+from main import parse
 from solver import Solver, kl_divergence, objective_B, reconstruction_loss
-from utils import UserError, atomic_file, boolean, count, versions
+from utils import Parser, UserError, atomic_file, boolean, count, versions
 
 WARM_UP = 20  # iterations
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}

@@ -13,12 +13,7 @@ from dataset import DATASETS
 from metrics import LEVELS
 from model import MODELS
 from solver import Solver
-from utils import UserError, boolean, count
-
-
-class Parser(argparse.ArgumentParser):
-    def error(self, message):
-        self.exit(2, f"{self.prog}: {message}\n")
+from utils import Parser, UserError, boolean, count
 
 
 def make_parser():
@@ -39,6 +34,8 @@ def make_parser():
     add("--beta", type=float, default=4.0, help="weight of the KL in objective H; dSprites 4 (Higgins et al.)")
     add("--objective", choices=["H", "B"], default="H",
         help="H: beta * KL (Higgins et al. eq. 4); B: gamma * |KL - C| (Burgess et al. eq. 8)")
+    add("--dist", choices=["bernoulli", "gaussian"],
+        help="p(x|z) of a pixel; without: bernoulli for dsprites and 3dchairs, gaussian for celeba and folder")
     add("--model", choices=MODELS, default="H",
         help="network: H convolutional and FC fully connected (Higgins et al.), B (Burgess et al.)")
     add("--gamma", type=float, default=1000.0, help="weight of |KL - C| in objective B; 1000 (Burgess et al.)")
@@ -53,8 +50,8 @@ def make_parser():
     add("--beta1", type=float, default=0.9, help="decay of Adam's first moment, per iteration")
     add("--beta2", type=float, default=0.999, help="decay of Adam's second moment, per iteration")
 
-    add("--dset_dir", default="data", help="folder of the data sets")
-    add("--dataset", type=str.lower, choices=DATASETS, default="dsprites", help="data set, in any case")
+    add("--dset_dir", default="data", help="folder of the data sets; of the images, for --dataset folder")
+    add("--dataset", type=str.lower, choices=DATASETS, default="dsprites", help="data set, in any case; folder: the images in dset_dir and below")
     add("--image_size", type=count, default=64, help="side of an image in pixels; both papers' networks take 64")
     add("--num_workers", type=count, default=2, help="processes that prepare images; training itself uses none")
 

@@ -77,10 +77,10 @@ def stream_seed(seed, stream, start=0):
 
 def defining_flags(args):
     """The flags that make a run what it is, as a dict: with others, it is another run."""
-    names = ["dataset", "model", "objective", "z_dim", "optimizer", "lr", "batch_size", "seed"]
+    names = ["dataset", "dist", "model", "objective", "z_dim", "optimizer", "lr", "batch_size", "seed"]
     names += ["beta1", "beta2"] if args.optimizer == "adam" else []
     names += ["beta"] if args.objective == "H" else ["gamma", "C_max", "C_stop_iter"]
-    return {name: getattr(args, name) for name in names}
+    return {name: getattr(args, name, None) for name in names}  # old checkpoints have no dist
 
 
 def make_optimizer(args, parameters, device):
@@ -105,6 +105,7 @@ class Solver:
         state = self.find_checkpoint()
 
         self.data = return_data(args, self.device)
+        self.distribution = args.dist or self.data.distribution
         keep_freed_memory()  # after the data set, which may have been made with much more
         self.batches_per_epoch = len(self.data) // args.batch_size
         if not self.batches_per_epoch:
@@ -172,7 +173,7 @@ class Solver:
         args = self.args
         with torch.autocast(self.device.type, torch.bfloat16, enabled=args.precision == "bf16"):
             x_recon, mu, logvar = self.net(x, self.noise)  # float32, whatever the precision inside
-        recon_loss = reconstruction_loss(x, x_recon, self.data.distribution)
+        recon_loss = reconstruction_loss(x, x_recon, self.distribution)
         total_kld, latent_kld, mean_kld = kl_divergence(mu, logvar)
         C = capacity(self.iter, args.C_max, args.C_stop_iter)
         if args.objective == "H":

@@ -1,4 +1,5 @@
 """What a run needs besides training: flag types, signals, and files that are never half-written."""
+import argparse
 import contextlib
 import csv
 import ctypes
@@ -20,7 +21,14 @@ ACTIVE = 0.01  # nats of KL above which a latent counts as active
 
 
 class UserError(Exception):
-    """Something that the user can put right; main.py prints it as one line, without a traceback."""
+    """Something that the user can put right; it is printed without a traceback."""
+
+
+class Parser(argparse.ArgumentParser):
+    """Tells of a bad flag in one line."""
+
+    def error(self, message):
+        self.exit(2, f"{self.prog}: {message}\n")
 
 
 def boolean(text):
@@ -103,7 +111,7 @@ class StopSignals:
 
 @contextlib.contextmanager
 def atomic_file(path, backup=None, writer=""):
-    """Opens path to be written in bytes: it holds the old content or all of the new, also after a crash.
+    """Opens path to be written, and read, in bytes: it holds the old content or all of the new, also after a crash.
 
     backup: where the old content goes, if it is to be kept. writer: tells processes apart that may
     write path at once.
@@ -111,7 +119,7 @@ def atomic_file(path, backup=None, writer=""):
     path = Path(path)
     temporary = path.with_name(f".{path.name}{writer}.tmp")
     try:
-        with open(temporary, "wb") as file:
+        with open(temporary, "w+b") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

@@ -1,0 +1,459 @@
+"""Sets of images: what is read, what is not, the array that they become, and that it is always whole."""
+import io
+import json
+import os
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import tarfile
+import time
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import archives
+import dataset
+import main
+import prepare
+from conftest import ROOT
+from utils import UserError
+
+
+def photo(seed=0, size=(178, 218), mode="RGB"):
+    """An image with the smoothness and noise of a photograph."""
+    rng = np.random.default_rng(seed)
+    small = Image.fromarray(rng.integers(0, 256, (7, 6, 3), dtype=np.uint8))
+    pixels = np.asarray(small.resize(size, Image.Resampling.BICUBIC)) + rng.normal(0, 4, (size[1], size[0], 3))
+    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).convert(mode)
+
+
+def encoded(image, kind="JPEG", **options):
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def write_folder(path, files):
+    for name, data in files.items():
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / name).write_bytes(data)
+    return path
+
+
+def write_zip(path, files, method=zipfile.ZIP_DEFLATED):
+    with zipfile.ZipFile(path, "w", method) as archive:
+        for name, data in files.items():
+            archive.writestr(name, data)
+    return path
+
+
+def write_tar(path, files, mode="w"):
+    with tarfile.open(path, mode) as archive:
+        for name, data in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    return path
+
+
+def prepared(folder, archive, name="celeba", **wanted):
+    """The prepared images, uint8 (N, C, 64, 64), and the manifest."""
+    path, manifest = dataset.find_images(name, folder, archive, num_workers=0, **wanted)
+    return np.load(path), manifest
+
+
+FILES = {f"img_align_celeba/{i:06}.jpg": encoded(photo(i)) for i in (3, 1, 40, 2)}  # not in order
+
+
+# What is read.
+
+@pytest.mark.parametrize("form", ["folder", "zip", "stored zip", "tar", "tar.gz", "tar.bz2", "tar.xz"])
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_folders_and_archives_of_all_kinds_give_the_same_rows_in_the_order_of_names(tmp_path, form, num_workers):
+    files = {**FILES, "readme.txt": b"not an image", "list.mat": b"neither"}
+    source = {"folder": lambda: write_folder(tmp_path / "in", files), "zip": lambda: write_zip(tmp_path / "in", files),
+              "stored zip": lambda: write_zip(tmp_path / "in", files, zipfile.ZIP_STORED)}.get(
+                  form, lambda: write_tar(tmp_path / "in", files, "w:" + form[4:]))()
+    path, manifest = dataset.find_images("celeba", tmp_path / "out", source, num_workers=num_workers)
+    expected = [prepare.decode(FILES[name], 0, 3) for name in sorted(FILES)]
+    assert (np.load(path) == expected).all()
+    assert (manifest["count"], manifest["listed"], manifest["skipped"]) == (4, 4, {})
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {"celeba_64x64.npy", "celeba_64x64.json"}
+
+
+def test_celeba_is_the_whole_frame_and_crop_148_the_centre_square(tmp_path):
+    image = photo()
+    source = write_zip(tmp_path / "in.zip", {"a.png": encoded(image, "PNG")})
+    for crop, box in ((None, None), (148, (15, 35, 163, 183))):
+        images, manifest = prepared(tmp_path, source, crop=crop)
+        expected = image.crop(box).resize((64, 64), Image.Resampling.BILINEAR)
+        assert np.abs(images[0].transpose(1, 2, 0) - np.asarray(expected).astype(int)).max() <= 1
+        assert manifest["crop"] == (crop or 0) and manifest["channels"] == 3
+
+
+def test_chairs_are_the_centre_in_grey(tmp_path):
+    pixels = np.full((600, 600, 3), 255, np.uint8)
+    pixels[100:500, 100:500] = (40, 90, 200)
+    name = "rendered_chairs/1a6f/renders/image_000_p020_t000_r096.png"
+    source = write_tar(tmp_path / "in.tar", {name: encoded(Image.fromarray(pixels), "PNG")})
+    images, _ = prepared(tmp_path, source, "3dchairs")
+    assert images.shape == (1, 1, 64, 64)
+    assert (images == round(0.299 * 40 + 0.587 * 90 + 0.114 * 200)).all()
+
+
+@pytest.mark.parametrize("crop", [0, 148])
+def test_jpegs_decoded_small_stay_within_two_grey_levels(crop):
+    assert draft_difference([encoded(photo(i)) for i in range(20)], crop) < 2
+
+
+@pytest.mark.parametrize("crop", [0, 148])
+def test_celebas_jpegs_decoded_small_stay_within_two_grey_levels(crop, shared):
+    with zipfile.ZipFile(shared / "data" / "celeba_sample.zip") as archive:
+        assert draft_difference([archive.read(name) for name in archive.namelist()[::100]], crop) < 2
+
+
+def draft_difference(jpegs, crop):
+    """Mean absolute difference, grey levels, from full decode and antialiased resize."""
+    box = (15, 35, 163, 183) if crop else None
+    full = [Image.open(io.BytesIO(data)).crop(box).resize((64, 64), Image.Resampling.BILINEAR) for data in jpegs]
+    small = np.stack([prepare.decode(data, crop, 3).transpose(1, 2, 0) for data in jpegs])
+    difference = np.abs(small - np.stack(full).astype(int)).mean()
+    assert difference > 0  # else nothing was decoded small
+    return difference
+
+
+def test_the_official_layouts_are_found_in_the_data_folder(tmp_path):
+    png = encoded(photo(size=(600, 600)), "PNG")
+    for i, (name, place) in enumerate((("celeba", "CelebA/img_align_celeba/000001.jpg"), ("3dchairs", "3DChairs/images/1.png"),
+                                       ("3dchairs", "rendered_chairs/1a6f/renders/image_000.png"))):
+        folder = write_folder(tmp_path / str(i), {place: FILES["img_align_celeba/000001.jpg"] if name == "celeba" else png})
+        assert dataset.main([name, "--dset_dir", str(folder), "--num_workers", "1"]) == 0
+        assert json.loads((folder / f"{name}_64x64.json").read_text())["count"] == 1
+    write_zip(tmp_path / "img_align_celeba.zip", FILES)
+    assert prepared(tmp_path, None)[1]["count"] == 4
+
+
+def test_the_real_sample_and_the_stand_in_are_read(tmp_path, shared):
+    for name, file, count in (("celeba", "celeba_sample.zip", 20_000), ("3dchairs", "rendered_chairs_standin.tar", 7_440)):
+        source = archives.Source(shared / "data" / file)
+        assert (len(source.members), source.skipped) == (count, {})
+        source.members = source.members[::count // 40]
+        path = tmp_path / f"{name}_64x64.npy"
+        spec = dataset.IMAGE_SETS[name]
+        assert prepare.make_cache(path, source, spec.crop, spec.channels, 2)["skipped"] == {}
+        images = np.load(path)
+        assert len(images) == 40 and 20 < images.std() and 60 < images.mean() < 252
+
+
+# Bad input: read, or skipped and counted, or refused.
+
+def animation():
+    return encoded(photo(1), "GIF", save_all=True, append_images=[photo(2), photo(3)])
+
+
+def sixteen_bits():
+    return encoded(Image.fromarray(np.full((64, 64), 0x8040, np.uint16)), "PNG")
+
+
+def see_through():
+    return encoded(Image.new("RGBA", (64, 64), (10, 20, 30, 0)), "PNG")
+
+
+@pytest.mark.parametrize("data, pixel", [
+    (encoded(photo(1, mode="L")), lambda: prepare.decode(encoded(photo(1, mode="L")), 0, 1)),  # grey: all channels alike
+    (encoded(Image.new("CMYK", (64, 64), (0, 255, 255, 0))), lambda: [[[254]], [[0]], [[0]]]),
+    (sixteen_bits(), lambda: 0x80), (see_through(), lambda: 255),
+    (animation(), lambda: prepare.decode(encoded(Image.open(io.BytesIO(animation())).convert("RGB"), "PNG"), 0, 3)),
+    (encoded(photo(1, mode="P"), "PNG"), lambda: prepare.decode(encoded(photo(1, mode="P").convert("RGB"), "PNG"), 0, 3)),
+    (encoded(photo(1, mode="1"), "PNG"), lambda: prepare.decode(encoded(photo(1, mode="1").convert("L"), "PNG"), 0, 3)),
+], ids=["grey", "CMYK", "16-bit", "transparent", "animated", "palette", "1-bit"])
+def test_images_of_other_modes_are_read(data, pixel):
+    images = prepare.decode(data, 0, 3)
+    assert images.shape == (3, 64, 64) and images.dtype == np.uint8
+    assert np.abs(images.astype(int) - pixel()).max() <= 1
+    assert prepare.decode(data, 0, 1).shape == (1, 64, 64)
+
+
+def bomb():
+    """A PNG of 2,800 bytes that says it has 9 GB of pixels."""
+    data = bytearray(encoded(Image.new("L", (64, 64)), "PNG"))
+    data[16:24] = (97_000).to_bytes(4, "big") * 2
+    data[29:33] = archives.zlib.crc32(data[12:29]).to_bytes(4, "big")
+    return bytes(data)
+
+
+@pytest.mark.parametrize("data, reason", [
+    (encoded(photo())[:3000], "cut short"), (encoded(photo(), "PNG")[:3000], "cut short"), (b"", "not an image"),
+    (b"hello", "not an image"), (bomb(), "more than 16,777,216 pixels"),
+    (encoded(Image.new("L", (5000, 5000)), "PNG"), "more than 16,777,216 pixels"),
+    (encoded(Image.new("F", (178, 218)), "TIFF"), "floating-point"),
+    (encoded(Image.new("L", (100, 300))), "smaller than the crop of 148"),
+], ids=["truncated JPEG", "truncated PNG", "empty", "text", "bomb", "large", "float", "small"])
+@pytest.mark.parametrize("form", ["folder", "zip", "tar"])
+def test_what_cannot_be_read_is_skipped_counted_and_named(tmp_path, data, reason, form, capsys):
+    files = {"a.jpg": encoded(photo(1)), "b/bad.jpg": data, "c.jpg": encoded(photo(2))}
+    source = {"folder": write_folder, "zip": write_zip, "tar": write_tar}[form]
+    folder, out = source(tmp_path / "in", files), tmp_path / "out"
+    assert dataset.main(["celeba", "--archive", str(folder), "--dset_dir", str(out), "--crop", "148"]) == 0
+    output = capsys.readouterr().out
+    assert f"skipped 1 {reason}" in output and "(first: 'b/bad.jpg')" in output
+    images = np.load(out / "celeba_64x64.npy")
+    assert (images == [prepare.decode(files[name], 148, 3) for name in ("a.jpg", "c.jpg")]).all()
+    [(why, found)] = json.loads((out / "celeba_64x64.json").read_text())["skipped"].items()
+    assert reason in why and found == [1, "b/bad.jpg"]
+
+
+def refusal(capsys, *flags):
+    """The one line of a dataset.py that ends with status 1."""
+    assert dataset.main(list(map(str, flags))) == 1
+    err = [line for line in capsys.readouterr().err.splitlines() if "images/s" not in line and line]
+    assert len(err) == 1 and err[0].startswith("dataset.py: ")
+    return err[0]
+
+
+@pytest.mark.parametrize("form", ["folder", "zip", "tar"])
+def test_a_source_without_an_image_is_refused_and_leaves_nothing(tmp_path, form, capsys):
+    write = {"folder": write_folder, "zip": write_zip, "tar": write_tar}[form]
+    (tmp_path / "empty").mkdir()
+    for files, text in (({}, "neither" if form == "tar" else "no image in"), ({"a.txt": b"x"}, "no image in"), ({"a.jpg": b"x"}, "no image remains"),
+                        ({"../a.jpg": FILES["img_align_celeba/000001.jpg"]}, "leads out of" if form != "folder" else "no image in")):
+        source = tmp_path / f"{len(text)}{len(files)}{form}"
+        source = write(source, files) if files or form != "folder" else tmp_path / "empty"
+        source.mkdir(exist_ok=True) if form == "folder" else None
+        line = refusal(capsys, "celeba", "--archive", source, "--dset_dir", tmp_path / "out")
+        assert text in line and str(source) in line
+        assert list((tmp_path / "out").glob("*")) == list((tmp_path / "out").glob(".*")) == []
+
+
+def test_files_that_are_no_archives_are_refused_by_name(tmp_path, capsys):
+    whole_zip, whole_tar = write_zip(tmp_path / "a.zip", FILES).read_bytes(), write_tar(tmp_path / "a.tar", FILES).read_bytes()
+    packed = write_tar(tmp_path / "a.tgz", FILES, "w:gz").read_bytes()
+    header = whole_tar.index(b"img_align_celeba/000040")  # cut inside a header, inside data, before the end marks
+    for data, text in ((b"hello", "neither"), (b"", "neither"), (whole_zip[:-40], "neither"), (whole_tar[:9000], "cut short"),
+                       (whole_tar[:header + 100], "cut short"), (whole_tar[:header], "cut short"), (packed[:-900], "cut short"),
+                       (b"\x1f\x8bxx", "cut short"), (archives.gzip.compress(b"hello"), "cut short"),
+                       (b"\n<!DOCTYPE html><title>Quota exceeded", "web page")):
+        (tmp_path / "file").write_bytes(data)
+        line = refusal(capsys, "celeba", "--archive", tmp_path / "file", "--dset_dir", tmp_path)
+        assert text in line and str(tmp_path / "file") in line, line
+    assert "missing.zip" in refusal(capsys, "celeba", "--archive", tmp_path / "missing.zip", "--dset_dir", tmp_path)
+
+
+def test_only_regular_members_with_names_inside_the_archive_count(tmp_path, capsys):
+    jpeg = FILES["img_align_celeba/000001.jpg"]
+    with tarfile.open(tmp_path / "in.tar", "w") as archive:
+        for name, kind in (("ok.jpg", tarfile.REGTYPE), ("../up.jpg", tarfile.REGTYPE), ("/abs.jpg", tarfile.REGTYPE),
+                           ("sym.jpg", tarfile.SYMTYPE), ("hard.jpg", tarfile.LNKTYPE), ("dev.jpg", tarfile.CHRTYPE),
+                           ("fifo.jpg", tarfile.FIFOTYPE), ("__MACOSX/._ok.jpg", tarfile.REGTYPE)):
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, "/etc/passwd"
+            info.size = len(jpeg) if kind == tarfile.REGTYPE else 0
+            archive.addfile(info, io.BytesIO(jpeg) if info.size else None)
+    with zipfile.ZipFile(tmp_path / "in.zip", "w") as archive:
+        for name, kind in (("ok.jpg", stat.S_IFREG), ("a/../../up.jpg", 0), ("/abs.jpg", 0), ("sym.jpg", stat.S_IFLNK),
+                           ("..\\up.jpg", 0), ("._ok.jpg", 0)):
+            info = zipfile.ZipInfo(name)
+            info.external_attr = kind << 16
+            archive.writestr(info, jpeg)
+    for file, links, outside in (("in.tar", 4, 2), ("in.zip", 1, 3)):
+        images, manifest = prepared(tmp_path, tmp_path / file)
+        assert (images == [prepare.decode(jpeg, 0, 3)]).all()
+        counts = {reason: found[0] for reason, found in manifest["skipped"].items()}
+        assert counts == {"not regular files": links, "with a name that leads out of the archive": outside, "hidden": 1}
+
+
+def test_in_a_folder_links_to_nothing_and_pipes_are_skipped(tmp_path):
+    folder = write_folder(tmp_path / "in", {"ok.jpg": encoded(photo())})
+    os.mkfifo(folder / "pipe.jpg")  # opening it would wait for ever
+    (folder / "nothing.jpg").symlink_to("gone.jpg")
+    (folder / "loop").symlink_to(folder)
+    images, manifest = prepared(tmp_path, folder)
+    assert len(images) == 1 and sum(times for times, _ in manifest["skipped"].values()) == 2
+
+
+def test_a_huge_member_is_skipped_and_a_header_is_not_believed(tmp_path, monkeypatch, capsys):
+    small, huge = encoded(photo()), bytes(20_000)
+    monkeypatch.setattr(archives, "MAX_BYTES", 19_999)
+    assert len(small) < 19_999
+    for source in (write_zip(tmp_path / "z", {"a.jpg": huge, "b.jpg": small}), write_tar(tmp_path / "t", {"a.jpg": huge, "b.jpg": small}),
+                   write_folder(tmp_path / "f", {"a.jpg": huge, "b.jpg": small})):
+        assert prepared(tmp_path, source)[1]["skipped"] == {"larger than 19,999 bytes": [1, "a.jpg"]}
+    whole = write_zip(tmp_path / "lie", {"a.jpg": huge, "b.jpg": small}).read_bytes()
+    (tmp_path / "lie").write_bytes(whole.replace((20_000).to_bytes(4, "little"), (5).to_bytes(4, "little")))
+    assert prepared(tmp_path, tmp_path / "lie")[1]["skipped"] == {"wrong checksum in the zip": [1, "a.jpg"]}
+    info = tarfile.TarInfo("pax")
+    info.type, info.size = tarfile.XHDTYPE, 2**40  # an extended header, read into memory by tarfile
+    (tmp_path / "pax").write_bytes(info.tobuf(tarfile.GNU_FORMAT) + bytes(10_240))
+    assert "more than 1 MB" in refusal(capsys, "celeba", "--archive", tmp_path / "pax", "--dset_dir", tmp_path)
+
+
+# The cache.
+
+def test_a_second_call_is_instant_and_what_changed_is_made_again(tmp_path, capsys, monkeypatch):
+    folder = write_folder(tmp_path / "CelebA", {f"img_align_celeba/{i}.jpg": encoded(photo(i)) for i in range(3)})
+    command = ["celeba", "--dset_dir", str(tmp_path)]
+
+    def again(*flags):
+        assert dataset.main([*command, *flags]) == 0
+        return capsys.readouterr().out
+
+    assert "preparing 3 images" in again()
+    assert "preparing" not in (output := again()) and "3 images, colour, whole frames" in output
+    assert "made with crop 0" in (output := again("--crop", "148")) and "centre 148" in output
+    assert "preparing" not in again("--crop", "148")
+    assert "made with crop 148" in again("--channels", "1")
+    (folder / "img_align_celeba" / "3.jpg").write_bytes(encoded(photo(3)))
+    assert "has changed" in (output := again("--channels", "1")) and "4 images, grey" in output
+    shutil.rmtree(folder)  # the prepared set is all that training needs
+    assert "preparing" not in again("--channels", "1")
+    assert "its images are gone" in (tmp_path, dataset.main(command), capsys.readouterr().err)[2]
+
+
+@pytest.mark.parametrize("damage", ["version", "no manifest", "manifest", "cut short", "pickle"])
+def test_a_cache_of_another_version_or_not_whole_is_made_again(tmp_path, damage, capsys):
+    source = write_zip(tmp_path / "img_align_celeba.zip", FILES)
+    images, manifest = prepared(tmp_path, None)
+    path, beside = tmp_path / "celeba_64x64.npy", tmp_path / "celeba_64x64.json"
+    {"version": lambda: beside.write_text(json.dumps({**manifest, "version": 0})), "no manifest": beside.unlink,
+     "manifest": lambda: beside.write_text("[1"), "cut short": lambda: path.write_bytes(path.read_bytes()[:-1]),
+     "pickle": lambda: np.save(path, np.array([print], dtype=object))}[damage]()
+    assert (prepared(tmp_path, None)[0] == images).all()
+    assert "another version: making it again" in capsys.readouterr().out
+    assert read(beside) == manifest
+    source.unlink()
+    beside.write_text(json.dumps({**manifest, "version": 0}))
+    with pytest.raises(UserError, match="another version, and its images are gone: no CelebA in"):
+        prepared(tmp_path, None)
+
+
+def read(path):
+    return json.loads(path.read_text())
+
+
+def slow_folder(path):
+    """A folder of 600 images that take some seconds to decode."""
+    write_folder(path, {"0.png": encoded(Image.effect_noise((1500, 1500), 50), "PNG", compress_level=1)})
+    for i in range(1, 600):
+        os.link(path / "0.png", path / f"{i}.png")
+    return path
+
+
+def children(pid):
+    return [int(each) for each in (ROOT / f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("script", ["dataset.py", "main.py"])
+def test_an_interrupted_preparation_leaves_no_cache_and_no_process_and_starts_again(tmp_path, number, script):
+    if script == "main.py" and number != signal.SIGINT:
+        pytest.skip("as dataset.py")
+    folder = slow_folder(tmp_path / "in")
+    flags = {"dataset.py": ["folder"], "main.py": ["--dataset", "folder", "--output_dir", tmp_path / "o", "--ckpt_dir", tmp_path / "c"]}
+    process = subprocess.Popen(list(map(str, [sys.executable, ROOT / script, *flags[script], "--dset_dir", folder])),
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    start = time.time()
+    while not list(folder.glob(".folder*.tmp")) or len(workers := children(process.pid)) < 2:
+        assert process.poll() is None and time.time() - start < 60
+        time.sleep(0.01)
+    time.sleep(0.2)
+    if number == signal.SIGINT:
+        os.killpg(process.pid, number)  # as a terminal does; the others are sent to the parent alone
+    else:
+        process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == (130 if number == signal.SIGINT else -number)
+    assert "Traceback" not in err and (number != signal.SIGINT or "interrupted" in err)
+    start = time.time()
+    while any((ROOT / f"/proc/{pid}").exists() for pid in workers):
+        assert time.time() - start < 10
+        time.sleep(0.01)
+    assert not list(folder.glob("*.npy")) and not list(folder.glob("*.json"))
+    for i in range(3, 600):
+        (folder / f"{i}.png").unlink()
+    assert dataset.main(["folder", "--dset_dir", str(folder)]) == 0
+    assert {p.name for p in folder.iterdir()} == {"0.png", "1.png", "2.png", "folder_64x64.npy", "folder_64x64.json"}
+
+
+def test_a_decoding_process_that_dies_is_an_error_in_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(prepare, "decode", lambda *args: os._exit(9))
+    source = write_zip(tmp_path / "in.zip", FILES)
+    assert "ended early" in refusal(capsys, "celeba", "--archive", source, "--dset_dir", tmp_path)
+
+
+def test_what_a_running_preparation_writes_is_left_alone(tmp_path):
+    mine, dead = tmp_path / ".a.npy.1.tmp", tmp_path / ".a.npy.2.tmp"
+    dead.write_bytes(b"")
+    with open(mine, "wb") as file:
+        prepare.fcntl.flock(file, prepare.fcntl.LOCK_EX)
+        prepare.remove_leftovers(tmp_path / "a.npy")
+        assert mine.exists() and not dead.exists()
+
+
+def test_a_full_disk_is_told_before_the_work(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(prepare.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(9, 9, 9))
+    assert "are free" in refusal(capsys, "celeba", "--archive", write_zip(tmp_path / "a", FILES), "--dset_dir", tmp_path)
+
+
+# Training on them.
+
+def test_a_batch_is_the_rows_asked_for_in_0_to_1_and_takes_under_a_millisecond(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (500, 3, 64, 64), dtype=np.uint8)
+    np.save(tmp_path / "a.npy", images)
+    data = dataset.Images(tmp_path / "a.npy", "gaussian")
+    assert (len(data), data.channels, data.factor_sizes, data.fixed_images) == (500, 3, None, {})
+    indices = torch.tensor([7, 0, 499, 7])
+    batch = data.batch(indices)
+    assert batch.dtype == torch.float32 and batch.shape == (4, 3, 64, 64)
+    assert (batch.numpy() == images[indices.numpy()].astype(np.float32) / 255).all()
+    times = []
+    for i in range(100):
+        indices = torch.randint(500, (64,))
+        start = time.perf_counter()
+        data.batch(indices)
+        times.append(time.perf_counter() - start)
+    assert min(times) < 1e-3
+
+
+@pytest.mark.parametrize("name, channels, distribution", [("celeba", 3, "gaussian"), ("3dchairs", 1, "bernoulli"),
+                                                          ("folder", 3, "gaussian")])
+def test_main_prepares_by_itself_and_trains(runs, name, channels, distribution):
+    files = {f"{i}.png": encoded(photo(i, (400, 400)), "PNG") for i in range(9)}
+    place = {"celeba": "CelebA/img_align_celeba", "3dchairs": "3DChairs/images", "folder": "."}[name]
+    write_folder(runs.folder / "data" / place, files)
+    flags = ["--dataset", name, "--dset_dir", runs.folder / "data", "--max_iter", 4, "--z_dim", 5]
+    output = runs.run("run", *flags).stdout
+    assert "preparing 9 images" in output and f"9 images, {'grey' if channels == 1 else 'colour'}" in output
+    picture = Image.open(runs.outputs("run") / "4" / "reconstruction.png")
+    assert picture.size[0] > 400 and (runs.outputs("run") / "4" / "traverse_image.png").exists()
+    other = {"gaussian": "bernoulli", "bernoulli": "gaussian"}[distribution]
+    losses = [main.Solver(main.parse(list(map(str, [*runs.flags, *flags, "--viz_name", "x", *dist])))).distribution
+              for dist in ([], ["--dist", other])]
+    assert losses == [distribution, other]
+    assert "dist None (now" in runs.run("run", *flags, "--dist", other, status=1).stderr
+
+
+def test_without_data_the_lines_that_get_it_are_printed(tmp_path, capsys):
+    for name, words in (("celeba", "1.44 GB to download, 2.49 GB prepared"), ("3dchairs", "0.35 GB prepared")):
+        for program in (dataset.main, main.main):
+            flags = [name] if program is dataset.main else ["--dataset", name, "--ckpt_dir", str(tmp_path / "c")]
+            assert program([*flags, "--dset_dir", str(tmp_path)]) == 1
+            err = capsys.readouterr().err
+            assert words in err and f"\n    python dataset.py {name} --dset_dir {tmp_path} --download\n" in err
+    assert dataset.main(["folder", "--dset_dir", str(tmp_path / "none")]) == 1
+    assert capsys.readouterr().err == f"dataset.py: no folder {tmp_path / 'none'}\n"
+
+
+@pytest.mark.parametrize("flags", ["mnist", "", "celeba --crop -1", "celeba --channels 2", "celeba --num_workers -1",
+                                   "celeba --export x.npz", "dsprites --crop 3", "dsprites --archive x", "dsprites --channels 1",
+                                   "celeba --download --archive x", "folder --download", "celeba --archives x"])
+def test_flags_of_dataset_py_that_make_no_sense_are_one_line_and_status_2(flags, capsys):
+    with pytest.raises(SystemExit) as stop:
+        dataset.parse(flags.split())
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.count("\n") == 1
