@@ -54,6 +54,11 @@ def objective_B(recon_loss, total_kld, gamma, C):
     return recon_loss + gamma * (total_kld - C).abs()
 
 
+def normalised_beta(beta, z_dim, pixels):
+    """beta * M / N of M latents and N values of an image (Higgins et al., 2017, Appendix A.6): compares data sets."""
+    return beta * z_dim / pixels
+
+
 def capacity(step, C_max, C_stop_iter):
     """C in nats at a step: from 0 to C_max in a straight line, there at C_stop_iter (Appendix A.2)."""
     return min(max(C_max * step / C_stop_iter, 0.0), C_max)
@@ -342,6 +347,9 @@ class Solver:
         start = f"resumed at iteration {self.iter:,}" if self.iter else "a new run"
         print(f"{self.args.viz_name}: {start}; {len(self.data):,} images; {environment['device']}, "
               f"{environment['threads']} threads, {environment['precision']}; curves and pictures in {self.outputs}")
+        if self.args.objective == "H":
+            beta = normalised_beta(self.args.beta, self.args.z_dim, self.data.channels * self.args.image_size**2)
+            print(f"beta {self.args.beta:g}: normalised, by {self.args.z_dim} latents and the size of an image, {beta:.3g}")
 
     def environment(self):
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"

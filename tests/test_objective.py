@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch.distributions import Bernoulli, Normal, kl_divergence as torch_kl
 
-from solver import (capacity, epoch_order, kl_divergence, objective_B, objective_H, reconstruction_loss)
+from solver import (capacity, epoch_order, kl_divergence, normalised_beta, objective_B, objective_H,
+                    reconstruction_loss)
 
 
 def test_bernoulli_loss_is_the_negative_log_likelihood_in_nats_an_image():
@@ -42,6 +43,11 @@ def test_objectives_are_those_of_the_papers():
     assert objective_H(recon, kld, beta=4) == 128
     assert objective_B(recon, kld, gamma=10, C=5) == 120
     assert objective_B(recon, kld, gamma=10, C=9) == 120  # KL under C costs as much as over it
+
+
+def test_normalised_beta():
+    assert normalised_beta(4, 10, 4096) == pytest.approx(0.0098, rel=0.01)
+    assert normalised_beta(250, 32, 3 * 4096) == pytest.approx(0.65, rel=0.01)
 
 
 def test_capacity_rises_in_a_straight_line_and_stays():

@@ -100,7 +100,8 @@ def test_a_run_writes_log_arguments_pictures_and_checkpoints(runs):
 
 
 def test_objective_H_leaves_C_empty_and_no_pictures_are_written_when_not_wanted(runs):
-    runs.run("H", "--objective", "H", "--model", "H", "--save_output", "no", "--max_iter", 9, "--gather_step", 5)
+    output = runs.run("H", "--objective", "H", "--model", "H", "--save_output", "no", "--max_iter", 9, "--gather_step", 5).stdout
+    assert "beta 4: normalised" in output and "0.00977" in output  # 4 * 10 / 4096
     rows = list(csv.DictReader(open(runs.outputs("H") / "log.csv")))
     assert [(row["iter"], row["C"]) for row in rows] == [("5", ""), ("9", "")]  # max_iter is no multiple
     assert {p.name for p in runs.outputs("H").iterdir()} == {"log.csv", "args.json"}
