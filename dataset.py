@@ -57,6 +57,7 @@ def return_data(args, device="cpu"):
         len()          number of images
         channels       1 or 3
         distribution   of p(x|z): "bernoulli" or "gaussian"
+        identity       what images these are, in words: a run goes on with the same ones only
         factor_sizes   sizes of the grid of known factors, last one fastest; None if unknown
         fixed_images   {name: index} of images whose traversals tell something
         batch(indices) int64 (B,) -> float32 (B, C, 64, 64) in [0, 1] on device
@@ -65,7 +66,7 @@ def return_data(args, device="cpu"):
         return DSprites(args.dset_dir, device)
     path, manifest = find_images(args.dataset, args.dset_dir, num_workers=getattr(args, "num_workers", 2))
     print(f"{IMAGE_SETS[args.dataset].title}: {describe(manifest)}")
-    return Images(path, IMAGE_SETS[args.dataset].distribution, device)
+    return Images(path, identity(manifest), IMAGE_SETS[args.dataset].distribution, device)
 
 
 # dSprites.
@@ -77,6 +78,7 @@ class DSprites:
     """
     channels = 1
     distribution = "bernoulli"
+    identity = "dSprites"
     factor_names = dsprites.FACTOR_NAMES
     factor_sizes = dsprites.FACTOR_SIZES
     # The largest of each shape, upright, in the middle.
@@ -178,9 +180,10 @@ class Images:
     factor_names = factor_sizes = None
     fixed_images = {}
 
-    def __init__(self, path, distribution, device="cpu"):
+    def __init__(self, path, identity, distribution, device="cpu"):
         self.images = torch.from_numpy(np.load(path, mmap_mode="c"))  # N, C, 64, 64 uint8; "c" as in map_cache
-        self.channels, self.distribution, self.device = self.images.shape[1], distribution, torch.device(device)
+        self.channels, self.identity = self.images.shape[1], identity
+        self.distribution, self.device = distribution, torch.device(device)
         if self.device.type == "cuda" and self.images.nbytes < torch.cuda.mem_get_info(self.device)[0] / 2:
             self.images = self.images.to(self.device)
 
@@ -220,10 +223,14 @@ def find_images(name, dset_dir, archive=None, crop=None, channels=None, num_work
     return path, manifest
 
 
-def describe(manifest):
+def identity(manifest):
     crop = f"centre {manifest['crop']} x {manifest['crop']} pixels" if manifest["crop"] else "whole frames"
     return (f"{manifest['count']:,} images, {'grey' if manifest['channels'] == 1 else 'colour'}, {crop}, "
-            f"from {manifest['source']}")
+            f"list {manifest['checksum'][:8]}")
+
+
+def describe(manifest):
+    return f"{identity(manifest)}, from {manifest['source']}"
 
 
 def how_to_get(name, dset_dir):

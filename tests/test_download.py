@@ -8,7 +8,7 @@ import pytest
 
 import dataset
 import download
-from test_dataset import FILES, write_zip
+from images import FILES, write_zip
 
 BODY = bytes(range(256)) * 4000  # 1 MB
 
