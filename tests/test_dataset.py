@@ -227,6 +227,10 @@ def test_a_huge_member_is_skipped_and_a_header_is_not_believed(tmp_path, monkeyp
     whole = write_zip(tmp_path / "lie", {"a.jpg": huge, "b.jpg": small}).read_bytes()
     (tmp_path / "lie").write_bytes(whole.replace((20_000).to_bytes(4, "little"), (5).to_bytes(4, "little")))
     assert prepared(tmp_path, tmp_path / "lie")[1]["skipped"] == {"wrong checksum in the zip": [1, "a.jpg"]}
+    whole = write_zip(tmp_path / "flipped", {"a.bmp": encoded(photo(), "BMP"), "b.jpg": small}, zipfile.ZIP_STORED).read_bytes()
+    (tmp_path / "flipped").write_bytes(whole[:9000] + bytes([whole[9000] ^ 1]) + whole[9001:])
+    monkeypatch.setattr(archives, "MAX_BYTES", 2**26)
+    assert prepared(tmp_path, tmp_path / "flipped")[1]["skipped"] == {"wrong checksum in the zip": [1, "a.bmp"]}
     info = tarfile.TarInfo("pax")
     info.type, info.size = tarfile.XHDTYPE, 2**40  # an extended header, read into memory by tarfile
     (tmp_path / "pax").write_bytes(info.tobuf(tarfile.GNU_FORMAT) + bytes(10_240))

@@ -38,6 +38,14 @@ def test_a_second_call_is_instant_and_what_changed_is_made_again(tmp_path, capsy
     assert "its images are gone" in (tmp_path, dataset.main(command), capsys.readouterr().err)[2]
 
 
+def test_it_is_made_again_from_where_it_came(tmp_path):
+    write_zip(tmp_path / "img_align_celeba.zip", FILES)  # where it is looked for
+    archive = write_zip(tmp_path / "other.zip", {"a.jpg": encoded(photo())})
+    for flags in (["--archive", str(archive)], ["--crop", "148"]):
+        assert dataset.main(["celeba", "--dset_dir", str(tmp_path), *flags]) == 0
+        assert read(tmp_path / "celeba_64x64.json")["source"] == str(archive.resolve())
+
+
 @pytest.mark.parametrize("damage", ["version", "no manifest", "manifest", "cut short", "pickle"])
 def test_a_cache_of_another_version_or_not_whole_is_made_again(tmp_path, damage, capsys):
     source = write_zip(tmp_path / "img_align_celeba.zip", FILES)
