@@ -58,6 +58,7 @@ def return_data(args, device="cpu"):
         channels       1 or 3
         distribution   of p(x|z): "bernoulli" or "gaussian"
         factor_names   of the known factors
+        identity       what images these are, in words: a run goes on with the same ones only
         factor_sizes   sizes of the grid of known factors, last one fastest; None if unknown
         fixed_images   {name: index} of images whose traversals tell something
         batch(indices) int64 (B,) -> float32 (B, C, 64, 64) in [0, 1] on device
@@ -66,7 +67,7 @@ def return_data(args, device="cpu"):
         return DSprites(args.dset_dir, device)
     path, manifest = find_images(args.dataset, args.dset_dir, num_workers=getattr(args, "num_workers", 2))
     print(f"{IMAGE_SETS[args.dataset].title}: {describe(manifest)}")
-    return Images(path, IMAGE_SETS[args.dataset].distribution, device)
+    return Images(path, identity(manifest), IMAGE_SETS[args.dataset].distribution, device)
 
 
 # dSprites.
@@ -78,6 +79,7 @@ class DSprites:
     """
     channels = 1
     distribution = "bernoulli"
+    identity = "dSprites"
     factor_names = dsprites.FACTOR_NAMES
     factor_sizes = dsprites.FACTOR_SIZES
     # The largest of each shape, upright, in the middle.
@@ -136,15 +138,17 @@ def load_official(dset_dir):
         packed = map_cache(path, manifest["crc32"]) if unchanged else None
     except (OSError, ValueError, KeyError, TypeError):
         packed = None
-    if packed is not None or not found:
-        return packed
-    print(f"packing {found[0]} into {path} (377 MB, some ten seconds)", flush=True)
-    manifest_path(path).unlink(missing_ok=True)
-    with atomic_file(path, writer=os.getpid()) as file:
-        manifest = official.pack(found[0], file)
-    with atomic_file(manifest_path(path), writer=os.getpid()) as file:
-        file.write(json.dumps(manifest, indent=2).encode())
-    return map_cache(path, manifest["crc32"])
+    if packed is None and found:
+        print(f"packing {found[0]} into {path} (377 MB, some ten seconds)", flush=True)
+        manifest_path(path).unlink(missing_ok=True)
+        with atomic_file(path, writer=os.getpid()) as file:
+            manifest = official.pack(found[0], file)
+        with atomic_file(manifest_path(path), writer=os.getpid()) as file:
+            file.write(json.dumps(manifest, indent=2).encode())
+        packed = map_cache(path, manifest["crc32"])
+    if packed is not None:
+        print(official.describe(manifest))
+    return packed
 
 
 def map_cache(path, crc32=dsprites.CRC32):
@@ -177,9 +181,10 @@ class Images:
     factor_names = factor_sizes = None
     fixed_images = {}
 
-    def __init__(self, path, distribution, device="cpu"):
+    def __init__(self, path, identity, distribution, device="cpu"):
         self.images = torch.from_numpy(np.load(path, mmap_mode="c"))  # N, C, 64, 64 uint8; "c" as in map_cache
-        self.channels, self.distribution, self.device = self.images.shape[1], distribution, torch.device(device)
+        self.channels, self.identity = self.images.shape[1], identity
+        self.distribution, self.device = distribution, torch.device(device)
         if self.device.type == "cuda" and self.images.nbytes < torch.cuda.mem_get_info(self.device)[0] / 2:
             self.images = self.images.to(self.device)
 
@@ -187,7 +192,7 @@ class Images:
         return len(self.images)
 
     def batch(self, indices):
-        rows = self.images[indices.to(self.images.device)]   # B, C, 64, 64 uint8
+        rows = self.images.index_select(0, indices.to(self.images.device))  # B, C, 64, 64 uint8; faster than [indices]
         return rows.to(self.device).float().div_(255)
 
 
@@ -219,10 +224,14 @@ def find_images(name, dset_dir, archive=None, crop=None, channels=None, num_work
     return path, manifest
 
 
-def describe(manifest):
+def identity(manifest):
     crop = f"centre {manifest['crop']} x {manifest['crop']} pixels" if manifest["crop"] else "whole frames"
     return (f"{manifest['count']:,} images, {'grey' if manifest['channels'] == 1 else 'colour'}, {crop}, "
-            f"from {manifest['source']}")
+            f"list {manifest['checksum'][:8]}")
+
+
+def describe(manifest):
+    return f"{identity(manifest)}, from {manifest['source']}"
 
 
 def how_to_get(name, dset_dir):

@@ -22,11 +22,10 @@ CHUNK = 4096  # images, 16 MB
 def pack(path, file):
     """Writes the images of the npz file at path to file as packed bits, npy format, uint8 (737280, 64, 8).
 
-    Returns {"stamp": bytes of the npz, "crc32": of the packed array}. UserError says what is wrong with it.
+    Returns a manifest: where the npz is, its bytes (stamp) and md5, and crc32 of the packed array. UserError
+    says what is wrong with the npz.
     """
-    checksum = file_checksum(path, "md5")
-    print(f"{path} is {'the official file' if checksum == FILES['dsprites'].checksum else 'not the official file'}"
-          f" (md5 {checksum})", flush=True)
+    md5 = file_checksum(path, "md5")
     try:
         with zipfile.ZipFile(path) as archive:
             check_classes(archive)
@@ -40,7 +39,12 @@ def pack(path, file):
         if isinstance(error, OSError) and error.errno:
             raise
         raise UserError(f"{path} cannot be read: {str(error) or type(error).__name__}") from None
-    return {"stamp": Path(path).stat().st_size, "crc32": crc32}
+    return {"source": str(path), "stamp": Path(path).stat().st_size, "md5": md5, "crc32": crc32}
+
+
+def describe(manifest):
+    official = manifest["md5"] == FILES["dsprites"].checksum
+    return f"dSprites from {manifest['source']}, md5 {manifest['md5']}: {'' if official else 'not '}the official file"
 
 
 def pack_images(archive, file):
@@ -74,7 +78,8 @@ def chunks(archive, key):
             raise UserError(f"{key} is in npy format {version}")
         found = np.lib.format.read_array_header_1_0(member)  # reads no pickle
         if found != (shape, False, dtype):
-            raise UserError(f"{key} is {found[2]} {found[0]}, not {dtype} {shape}")
+            order = " in Fortran's order" if found[1] else ""
+            raise UserError(f"{key} is {found[2]} {found[0]}{order}, not {dtype} {shape}")
         row_bytes = int(np.prod(shape[1:])) * dtype.itemsize
         for start in range(0, shape[0], CHUNK):
             rows = min(CHUNK, shape[0] - start)

@@ -247,7 +247,7 @@ def read_manifest(path):
         images = np.load(path, mmap_mode="r")  # no pickles
         whole = (manifest["version"] == VERSION and images.dtype == np.uint8
                  and images.shape == (manifest["count"], manifest["channels"], SIDE, SIDE))
-        return manifest if whole and {"crop", "source", "stamp"} <= manifest.keys() else None
+        return manifest if whole and {"crop", "source", "stamp", "checksum"} <= manifest.keys() else None
     except (OSError, ValueError, EOFError, KeyError, TypeError, AttributeError):
         return None
 

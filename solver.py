@@ -377,6 +377,7 @@ class Solver:
             "epoch": self.iter // self.batches_per_epoch,
             "position": self.iter % self.batches_per_epoch,
             "window": {"sums": self.sums, "count": self.count, "last_row": self.last_row},
+            "data": self.data.identity,
             "arguments": vars(self.args),
             **self.environment(),
         })
@@ -413,6 +414,10 @@ class Solver:
 
     def load(self, state):
         """Takes up a run where state left it: on the CPU, to the bit."""
+        data = state.get("data", self.data.identity)  # old checkpoints, of dSprites, do not say
+        if data != self.data.identity:
+            raise UserError(f"run {self.args.viz_name} was made with {data}, and {self.args.dset_dir} holds "
+                            f"{self.data.identity}: a new run needs another --viz_name")
         try:
             self.net.load_state_dict(state["model_states"]["net"])
         except RuntimeError:

@@ -1,12 +1,8 @@
-"""Sets of images: what is read, what is not, the array that they become, and that it is always whole."""
+"""Sets of images: what is read, what is skipped or refused, and training on them."""
 import io
 import json
 import os
-import shutil
-import signal
 import stat
-import subprocess
-import sys
 import tarfile
 import time
 import zipfile
@@ -20,54 +16,7 @@ import archives
 import dataset
 import main
 import prepare
-from conftest import ROOT
-from utils import UserError
-
-
-def photo(seed=0, size=(178, 218), mode="RGB"):
-    """An image with the smoothness and noise of a photograph."""
-    rng = np.random.default_rng(seed)
-    small = Image.fromarray(rng.integers(0, 256, (7, 6, 3), dtype=np.uint8))
-    pixels = np.asarray(small.resize(size, Image.Resampling.BICUBIC)) + rng.normal(0, 4, (size[1], size[0], 3))
-    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).convert(mode)
-
-
-def encoded(image, kind="JPEG", **options):
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
-def write_folder(path, files):
-    for name, data in files.items():
-        (path / name).parent.mkdir(parents=True, exist_ok=True)
-        (path / name).write_bytes(data)
-    return path
-
-
-def write_zip(path, files, method=zipfile.ZIP_DEFLATED):
-    with zipfile.ZipFile(path, "w", method) as archive:
-        for name, data in files.items():
-            archive.writestr(name, data)
-    return path
-
-
-def write_tar(path, files, mode="w"):
-    with tarfile.open(path, mode) as archive:
-        for name, data in files.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            archive.addfile(info, io.BytesIO(data))
-    return path
-
-
-def prepared(folder, archive, name="celeba", **wanted):
-    """The prepared images, uint8 (N, C, 64, 64), and the manifest."""
-    path, manifest = dataset.find_images(name, folder, archive, num_workers=0, **wanted)
-    return np.load(path), manifest
-
-
-FILES = {f"img_align_celeba/{i:06}.jpg": encoded(photo(i)) for i in (3, 1, 40, 2)}  # not in order
+from images import FILES, encoded, photo, prepared, refusal, write_folder, write_tar, write_zip
 
 
 # What is read.
@@ -208,14 +157,6 @@ def test_what_cannot_be_read_is_skipped_counted_and_named(tmp_path, data, reason
     assert reason in why and found == [1, "b/bad.jpg"]
 
 
-def refusal(capsys, *flags):
-    """The one line of a dataset.py that ends with status 1."""
-    assert dataset.main(list(map(str, flags))) == 1
-    err = [line for line in capsys.readouterr().err.splitlines() if "images/s" not in line and line]
-    assert len(err) == 1 and err[0].startswith("dataset.py: ")
-    return err[0]
-
-
 @pytest.mark.parametrize("form", ["folder", "zip", "tar"])
 def test_a_source_without_an_image_is_refused_and_leaves_nothing(tmp_path, form, capsys):
     write = {"folder": write_folder, "zip": write_zip, "tar": write_tar}[form]
@@ -286,118 +227,14 @@ def test_a_huge_member_is_skipped_and_a_header_is_not_believed(tmp_path, monkeyp
     whole = write_zip(tmp_path / "lie", {"a.jpg": huge, "b.jpg": small}).read_bytes()
     (tmp_path / "lie").write_bytes(whole.replace((20_000).to_bytes(4, "little"), (5).to_bytes(4, "little")))
     assert prepared(tmp_path, tmp_path / "lie")[1]["skipped"] == {"wrong checksum in the zip": [1, "a.jpg"]}
+    whole = write_zip(tmp_path / "flipped", {"a.bmp": encoded(photo(), "BMP"), "b.jpg": small}, zipfile.ZIP_STORED).read_bytes()
+    (tmp_path / "flipped").write_bytes(whole[:9000] + bytes([whole[9000] ^ 1]) + whole[9001:])
+    monkeypatch.setattr(archives, "MAX_BYTES", 2**26)
+    assert prepared(tmp_path, tmp_path / "flipped")[1]["skipped"] == {"wrong checksum in the zip": [1, "a.bmp"]}
     info = tarfile.TarInfo("pax")
     info.type, info.size = tarfile.XHDTYPE, 2**40  # an extended header, read into memory by tarfile
     (tmp_path / "pax").write_bytes(info.tobuf(tarfile.GNU_FORMAT) + bytes(10_240))
     assert "more than 1 MB" in refusal(capsys, "celeba", "--archive", tmp_path / "pax", "--dset_dir", tmp_path)
-
-
-# The cache.
-
-def test_a_second_call_is_instant_and_what_changed_is_made_again(tmp_path, capsys, monkeypatch):
-    folder = write_folder(tmp_path / "CelebA", {f"img_align_celeba/{i}.jpg": encoded(photo(i)) for i in range(3)})
-    command = ["celeba", "--dset_dir", str(tmp_path)]
-
-    def again(*flags):
-        assert dataset.main([*command, *flags]) == 0
-        return capsys.readouterr().out
-
-    assert "preparing 3 images" in again()
-    assert "preparing" not in (output := again()) and "3 images, colour, whole frames" in output
-    assert "made with crop 0" in (output := again("--crop", "148")) and "centre 148" in output
-    assert "preparing" not in again("--crop", "148")
-    assert "made with crop 148" in again("--channels", "1")
-    (folder / "img_align_celeba" / "3.jpg").write_bytes(encoded(photo(3)))
-    assert "has changed" in (output := again("--channels", "1")) and "4 images, grey" in output
-    shutil.rmtree(folder)  # the prepared set is all that training needs
-    assert "preparing" not in again("--channels", "1")
-    assert "its images are gone" in (tmp_path, dataset.main(command), capsys.readouterr().err)[2]
-
-
-@pytest.mark.parametrize("damage", ["version", "no manifest", "manifest", "cut short", "pickle"])
-def test_a_cache_of_another_version_or_not_whole_is_made_again(tmp_path, damage, capsys):
-    source = write_zip(tmp_path / "img_align_celeba.zip", FILES)
-    images, manifest = prepared(tmp_path, None)
-    path, beside = tmp_path / "celeba_64x64.npy", tmp_path / "celeba_64x64.json"
-    {"version": lambda: beside.write_text(json.dumps({**manifest, "version": 0})), "no manifest": beside.unlink,
-     "manifest": lambda: beside.write_text("[1"), "cut short": lambda: path.write_bytes(path.read_bytes()[:-1]),
-     "pickle": lambda: np.save(path, np.array([print], dtype=object))}[damage]()
-    assert (prepared(tmp_path, None)[0] == images).all()
-    assert "another version: making it again" in capsys.readouterr().out
-    assert read(beside) == manifest
-    source.unlink()
-    beside.write_text(json.dumps({**manifest, "version": 0}))
-    with pytest.raises(UserError, match="another version, and its images are gone: no CelebA in"):
-        prepared(tmp_path, None)
-
-
-def read(path):
-    return json.loads(path.read_text())
-
-
-def slow_folder(path):
-    """A folder of 600 images that take some seconds to decode."""
-    write_folder(path, {"0.png": encoded(Image.effect_noise((1500, 1500), 50), "PNG", compress_level=1)})
-    for i in range(1, 600):
-        os.link(path / "0.png", path / f"{i}.png")
-    return path
-
-
-def children(pid):
-    return [int(each) for each in (ROOT / f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-@pytest.mark.parametrize("script", ["dataset.py", "main.py"])
-def test_an_interrupted_preparation_leaves_no_cache_and_no_process_and_starts_again(tmp_path, number, script):
-    if script == "main.py" and number != signal.SIGINT:
-        pytest.skip("as dataset.py")
-    folder = slow_folder(tmp_path / "in")
-    flags = {"dataset.py": ["folder"], "main.py": ["--dataset", "folder", "--output_dir", tmp_path / "o", "--ckpt_dir", tmp_path / "c"]}
-    process = subprocess.Popen(list(map(str, [sys.executable, ROOT / script, *flags[script], "--dset_dir", folder])),
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    start = time.time()
-    while not list(folder.glob(".folder*.tmp")) or len(workers := children(process.pid)) < 2:
-        assert process.poll() is None and time.time() - start < 60
-        time.sleep(0.01)
-    time.sleep(0.2)
-    if number == signal.SIGINT:
-        os.killpg(process.pid, number)  # as a terminal does; the others are sent to the parent alone
-    else:
-        process.send_signal(number)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == (130 if number == signal.SIGINT else -number)
-    assert "Traceback" not in err and (number != signal.SIGINT or "interrupted" in err)
-    start = time.time()
-    while any((ROOT / f"/proc/{pid}").exists() for pid in workers):
-        assert time.time() - start < 10
-        time.sleep(0.01)
-    assert not list(folder.glob("*.npy")) and not list(folder.glob("*.json"))
-    for i in range(3, 600):
-        (folder / f"{i}.png").unlink()
-    assert dataset.main(["folder", "--dset_dir", str(folder)]) == 0
-    assert {p.name for p in folder.iterdir()} == {"0.png", "1.png", "2.png", "folder_64x64.npy", "folder_64x64.json"}
-
-
-def test_a_decoding_process_that_dies_is_an_error_in_one_line(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(prepare, "decode", lambda *args: os._exit(9))
-    source = write_zip(tmp_path / "in.zip", FILES)
-    assert "ended early" in refusal(capsys, "celeba", "--archive", source, "--dset_dir", tmp_path)
-
-
-def test_what_a_running_preparation_writes_is_left_alone(tmp_path):
-    mine, dead = tmp_path / ".a.npy.1.tmp", tmp_path / ".a.npy.2.tmp"
-    dead.write_bytes(b"")
-    with open(mine, "wb") as file:
-        prepare.fcntl.flock(file, prepare.fcntl.LOCK_EX)
-        prepare.remove_leftovers(tmp_path / "a.npy")
-        assert mine.exists() and not dead.exists()
-
-
-def test_a_full_disk_is_told_before_the_work(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(prepare.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(9, 9, 9))
-    assert "are free" in refusal(capsys, "celeba", "--archive", write_zip(tmp_path / "a", FILES), "--dset_dir", tmp_path)
 
 
 # Training on them.
@@ -405,18 +242,20 @@ def test_a_full_disk_is_told_before_the_work(tmp_path, monkeypatch, capsys):
 def test_a_batch_is_the_rows_asked_for_in_0_to_1_and_takes_under_a_millisecond(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (500, 3, 64, 64), dtype=np.uint8)
     np.save(tmp_path / "a.npy", images)
-    data = dataset.Images(tmp_path / "a.npy", "gaussian")
+    data = dataset.Images(tmp_path / "a.npy", "500 images", "gaussian")
     assert (len(data), data.channels, data.factor_sizes, data.fixed_images) == (500, 3, None, {})
     indices = torch.tensor([7, 0, 499, 7])
     batch = data.batch(indices)
     assert batch.dtype == torch.float32 and batch.shape == (4, 3, 64, 64)
     assert (batch.numpy() == images[indices.numpy()].astype(np.float32) / 255).all()
-    times = []
+    threads, times = torch.get_num_threads(), []
+    torch.set_num_threads(1)
     for i in range(100):
         indices = torch.randint(500, (64,))
         start = time.perf_counter()
         data.batch(indices)
         times.append(time.perf_counter() - start)
+    torch.set_num_threads(threads)
     assert min(times) < 1e-3
 
 
@@ -436,6 +275,16 @@ def test_main_prepares_by_itself_and_trains(runs, name, channels, distribution):
               for dist in ([], ["--dist", other])]
     assert losses == [distribution, other]
     assert "dist None (now" in runs.run("run", *flags, "--dist", other, status=1).stderr
+
+
+def test_a_run_does_not_go_on_with_other_images(runs):
+    folder = write_folder(runs.folder / "data", {f"{i}.png": encoded(photo(i), "PNG") for i in range(9)})
+    flags = ["--dataset", "folder", "--dset_dir", folder]
+    runs.run("run", *flags, "--max_iter", 3)
+    assert dataset.main(["folder", "--dset_dir", str(folder), "--channels", "1"]) == 0
+    for train in ("True", "False"):
+        error = runs.run("run", *flags, "--max_iter", 6, "--train", train, status=1).stderr
+        assert "was made with 9 images, colour" in error and "holds 9 images, grey" in error and error.count("\n") == 1
 
 
 def test_without_data_the_lines_that_get_it_are_printed(tmp_path, capsys):
