@@ -73,7 +73,8 @@ def test_the_commands_are_there_and_every_script_that_the_readme_names_exists():
     assert {"README.md", "run_dsprites_B.sh"} <= {file for file, _ in commands()}
     readme = (ROOT / "README.md").read_text()
     for name in re.findall(r"[\w/]+\.(?:py|sh|png|txt)\b", readme):
-        if not name.startswith(("outputs", "traverse", "reconstruction", "curves")):
+        if not name.startswith(("outputs", "traverse", "reconstruction", "curves", "capacity", "factors", "latent_",
+                                    "mutual_")):
             assert (ROOT / name).exists(), name
 
 
