@@ -53,7 +53,7 @@ DASHES = ["solid", "dash", "dot", "dashdot"]  # of latents 0 to 9, 10 to 19 ..
 
 def finite(values):
     """Numbers, an array or a tensor, of any type, device and shape, as flat float64; NaN where not finite."""
-    flat = torch.as_tensor(values).detach().to("cpu", torch.float64).reshape(-1).numpy()
+    flat = torch.as_tensor(values, dtype=torch.float64, device="cpu").detach().reshape(-1).numpy()
     return np.where(np.isfinite(flat), flat, np.nan)  # an infinite value stops visdom's page for good
 
 
