@@ -5,6 +5,7 @@
     python main.py --train False --metrics full --viz_name my_run
 """
 import argparse
+import contextlib
 import math
 import sys
 from pathlib import Path
@@ -57,6 +58,7 @@ def make_parser():
 
     add("--viz_on", type=boolean, default=True, help="show the run on a visdom dashboard")
     add("--viz_name", default="main", help="name of the run: of its folders and of its dashboard")
+    add("--viz_server", default="localhost", help="host of the visdom server")
     add("--viz_port", type=count, default=8097, help="port of the visdom server")
     add("--save_output", type=boolean, default=True,
         help="write pictures; False: only log, arguments, checkpoints and scores")
@@ -92,7 +94,7 @@ def parse(argv=None):
         (["threads"], lambda v: v <= 4096, "at most 4096"),
         (["viz_name"], lambda v: v.strip() and not Path(v).is_absolute() and ".." not in Path(v).parts
          and Path(v).parts, "a name for a folder inside output_dir"),
-        (["dset_dir", "output_dir", "ckpt_dir", "ckpt_name"], lambda v: v, "given"),
+        (["dset_dir", "output_dir", "ckpt_dir", "ckpt_name", "viz_server"], lambda v: v, "given"),
     ):
         for name in names:
             if not holds(getattr(args, name)):
@@ -106,11 +108,10 @@ def main(argv=None):
     """Runs the program; returns its exit status."""
     args = parse(argv)
     try:
-        if args.viz_on and args.train:
-            print(f"no dashboard in this version yet: curves and pictures are in {args.output_dir}/{args.viz_name}")
         solver = Solver(args)
         if args.train:
-            return solver.train()
+            with solver.dashboard if args.viz_on else contextlib.nullcontext():
+                return solver.train()
         if args.metrics == "none":
             solver.draw()
         solver.evaluate()

@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 import metrics
 import plots
+from dashboard import Dashboard
 from dataset import return_data
 from model import MODELS
 from utils import (Checkpoints, Log, StopSignals, UserError, atomic_file, git_commit, keep_freed_memory,
@@ -107,6 +108,7 @@ class Solver:
             torch.backends.cuda.matmul.fp32_precision = torch.backends.cudnn.conv.fp32_precision = "tf32"
         self.checkpoints = Checkpoints(Path(args.ckpt_dir) / args.viz_name)
         self.outputs = Path(args.output_dir) / args.viz_name
+        self.dashboard = Dashboard(self.outputs, args.viz_name, args.viz_server, args.viz_port)
         state = self.find_checkpoint()
 
         self.data = return_data(args, self.device)
@@ -216,6 +218,7 @@ class Solver:
         self.last_row = self.log.append(self.iter, self.window_means())
         self.sums.zero_()
         self.count = 0
+        self.dashboard.update(self.iter)
 
     def window_means(self):
         """What a row of the log holds after iter: of the open window, or of the last one if it has just closed."""
@@ -267,6 +270,7 @@ class Solver:
             plots.curves(self.log.path, self.outputs / "curves.png")
             plots.capacity(self.log.path, told, self.outputs / "capacity.png")
         tqdm.write(f"pictures in {folder}")
+        self.dashboard.update(self.iter, folder)
 
     def latent_kld(self):
         """KL of each latent in nats, as the log has it; without one, of a thousand images."""
@@ -310,6 +314,7 @@ class Solver:
         scores["settings"].update(iter=self.iter, commit=git_commit(), **self.environment())
         with atomic_file(folder / "metrics.json") as file:
             file.write(json.dumps(scores, indent=2).encode())
+        self.dashboard.update(self.iter)
         print(f"{metrics.table(scores)}\n{self.args.viz_name}, iteration {self.iter:,}: {len(mu):,} images, "
               f"settings in {folder / 'metrics.json'}")
         if self.args.save_output:
@@ -350,6 +355,7 @@ class Solver:
         if self.args.objective == "H":
             beta = normalised_beta(self.args.beta, self.args.z_dim, self.data.channels * self.args.image_size**2)
             print(f"beta {self.args.beta:g}: normalised, by {self.args.z_dim} latents and the size of an image, {beta:.3g}")
+        self.dashboard.update(self.iter)
 
     def environment(self):
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"

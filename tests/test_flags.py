@@ -11,7 +11,7 @@ from conftest import ROOT
 @pytest.mark.parametrize("flags", [
     "--batch_size 0", "--C_max -1", "--image_size 128", "--model X", "--objective h", "--beta nan", "--lr 0",
     "--lr inf", "--gamma -1", "--max_iter 1.5", "--max_iter inf", "--seed -1", "--train maybe", "--beta2 1",
-    "--dataset mnist", "--viz_port 0", "--viz_name ../x", "--viz_name /x", "--batch 64", "--unknown 1", "extra",
+    "--dataset mnist", "--viz_port 0", "--viz_server ''", "--viz_name ../x", "--viz_name /x", "--batch 64", "--unknown 1", "extra",
     "--z_dim 0", "--C_stop_iter 0", "--gather_step 0", "--threads -1", "--output_dir ''", "--lr", "--z_dim 1e30",
     "--output_dir x --ckpt_dir ./x", "--precision fp16", "--metrics all", "--dist normal",
 ])
@@ -28,7 +28,8 @@ def test_defaults():
         train=True, seed=1, cuda=True, precision="float32", threads=0, max_iter=10**6, batch_size=64, z_dim=10, beta=4.0, objective="H",
         dist=None, model="H", gamma=1000.0, C_max=25.0, C_stop_iter=10**5, optimizer="adam", lr=1e-4, beta1=0.9,
         beta2=0.999, dset_dir="data",
-        dataset="dsprites", image_size=64, num_workers=2, viz_on=True, viz_name="main", viz_port=8097,
+        dataset="dsprites", image_size=64, num_workers=2, viz_on=True, viz_name="main", viz_server="localhost",
+        viz_port=8097,
         save_output=True, metrics="none", output_dir="outputs", gather_step=1000, display_step=10000, save_step=10000,
         ckpt_dir="checkpoints", ckpt_name="last", overwrite=False)
 

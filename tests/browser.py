@@ -1,0 +1,84 @@
+"""A visdom page as a person sees it: in Chromium, without a screen. Needs chromium, chromedriver and selenium."""
+import contextlib
+import os
+import shutil
+import tempfile
+import urllib.parse
+
+import pytest
+
+FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
+         "--disable-background-networking", "--disable-component-update", "--disable-extensions",
+         "--disable-dev-shm-usage", "--window-size=1600,1200"]
+
+# A dict a pane, in the order shown. "lines": the points that plotly holds, and how many pixels long the line is
+# that it drew (it merges points in a straight line: their number on the screen means nothing). "image": the size of
+# the decoded picture, not of its pane.
+PANES = """
+return [...document.querySelectorAll('.window')].map(w => {
+  const plot = w.querySelector('.js-plotly-plot'), img = w.querySelector('img.content-image');
+  const texts = s => plot ? [...plot.querySelectorAll(s)].map(t => t.textContent) : [];
+  const drawn = plot ? [...plot.querySelectorAll('.scatterlayer .trace path.js-line')]
+                       .map(p => Math.round(p.getTotalLength())) : [];
+  const box = w.getBoundingClientRect();
+  return {
+    title: [...w.querySelectorAll('.bar > div.pull-right')].map(d => d.textContent).join(''),
+    box: [box.x, box.y, box.width, box.height].map(Math.round),
+    legend: texts('.legendtext'), axes: [...texts('.xtitle'), ...texts('.ytitle')], head: texts('.gtitle').join(''),
+    lines: plot ? plot.data.map((t, i) => ({name: t.name, x: t.x, y: t.y, drawn: drawn[i] || 0})) : [],
+    image: img && img.complete && img.naturalWidth ? [img.naturalWidth, img.naturalHeight] : null,
+    caption: img ? img.alt : null,
+    text: plot || img ? '' : w.querySelector('.content').textContent,
+  };
+});"""
+
+
+def unavailable(reason):
+    """Skips a test, or fails it where BETA_VAE_BROWSER says that there must be a browser."""
+    (pytest.fail if os.environ.get("BETA_VAE_BROWSER") else pytest.skip)(reason)
+
+
+@contextlib.contextmanager
+def chromium():
+    try:
+        from selenium import webdriver
+    except ImportError:
+        unavailable("no selenium: pip install selenium")
+    browser, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if not browser or not driver:
+        unavailable("no chromium and chromedriver (Debian's packages chromium and chromium-driver)")
+    options = webdriver.ChromeOptions()
+    options.binary_location = browser
+    with tempfile.TemporaryDirectory(prefix="chromium.", ignore_cleanup_errors=True) as profile:
+        for flag in [*FLAGS, f"--user-data-dir={profile}"]:
+            options.add_argument(flag)
+        # a service with a path: selenium then looks for no driver on the internet
+        page = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+        try:
+            yield page
+        finally:
+            page.quit()
+
+
+def ready(pane):
+    if pane["lines"]:
+        return all(line["drawn"] or sum(y is not None for y in line["y"]) < 2 for line in pane["lines"])
+    return pane["text"] or pane["image"]
+
+
+def look(page, url, until):
+    """Opens url, if it is not open; waits till until({title: pane}) is true and all is drawn; returns that dict."""
+    from selenium.webdriver.support.ui import WebDriverWait
+    base, _, env = url.rpartition("/")
+    url = f"{base}/{urllib.parse.quote(env)}"
+    if page.current_url != url:
+        page.get(url)
+    seen = []
+
+    def done(_):  # the same twice: panes slide to their places, and lines are drawn one by one
+        before, seen[:] = seen[:], page.execute_script(PANES)
+        return seen == before and all(map(ready, seen)) and until({pane["title"]: pane for pane in seen})
+
+    WebDriverWait(page, 30, poll_frequency=0.3).until(done, f"the page shows {[p['title'] for p in seen]}")
+    assert len({pane["title"] for pane in seen}) == len(seen)
+    return {pane["title"]: pane for pane in seen}
