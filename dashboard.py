@@ -79,8 +79,8 @@ def curves(log):
 
 
 def pictures(folder):
-    """The windows of the pictures of an iteration: folder is outputs/NAME/<iter>."""
-    for path in [folder / "reconstruction.png", *sorted(folder.glob("traverse_*.png"))]:
+    """The windows of the pictures of an iteration: folder is outputs/NAME/<iter>, or None."""
+    for path in [folder / "reconstruction.png", *sorted(folder.glob("traverse_*.png"))] if folder else []:
         seed = path.stem.partition("_")[2]
         what, width = (f"Traversals from {seed}", SIZE[0] * 3 // 2) if seed else ("Reconstructions", SIZE[0])
         with Image.open(path) as image:
@@ -132,7 +132,7 @@ class ServerError(Exception):
 
 
 def connect(server, port, env):
-    """A client of visdom each of whose calls either works, in bounded time, or raises. Asks nothing of the server."""
+    """A client of visdom each of whose calls either works, in bounded time, or raises."""
     import requests
     import visdom
     logging.getLogger("visdom").setLevel(logging.ERROR)  # it tells of each new session
@@ -157,10 +157,8 @@ def connect(server, port, env):
             return ask(self.session.post, url, data=data)
 
     user, password = os.environ.get("VISDOM_USERNAME"), os.environ.get("VISDOM_PASSWORD")
-    client = Client(server=server, port=port, env=env, username=user, password=password or "-", send=False,
-                    raise_exceptions=True, use_incoming_socket=False)
-    client.send = True  # not from the start, as then a client calls the server, and starts threads that never end
-    return client
+    return Client(server=server, port=port, env=env, username=user, password=password or "-", raise_exceptions=True,
+                  use_incoming_socket=False)
 
 
 def environment(name):
@@ -228,7 +226,7 @@ class Dashboard:
         if not self.last:
             if iteration == 0:  # windows of an older run of this name go; the first call makes what they are in
                 jobs["fresh"] = lambda: [summary(self.folder, self.name, 0), dict(win=None)]
-            folder = newest(self.folder, "reconstruction.png", iteration)
+            jobs["pictures"] = lambda: pictures(newest(self.folder, "reconstruction.png", iteration))
         elif iteration > self.last[0]:
             self.rate = (iteration - self.last[0]) / (now - self.last[1])
         if not self.last or iteration > self.last[0]:
@@ -261,7 +259,7 @@ class Dashboard:
 
     def send(self, jobs):
         """Sends windows and takes from jobs what is sent; False if it never will be. Tells of a change in one line."""
-        before, self.up, why = self.up, True, ""
+        up, why = True, ""
         try:
             self.client = self.client or connect(self.server, self.port, environment(self.name))
             for kind in list(jobs):
@@ -272,12 +270,13 @@ class Dashboard:
             tqdm.write(f"no dashboard: {error}; `pip install -r requirements.txt` brings what it needs")
             return False
         except Exception as error:  # whatever it is, training goes on
-            self.up, why = False, str(error) or type(error).__name__
-            if self.client:
-                self.client._session = None  # a server that comes back may want a new login
-        if self.up and not before:
+            up, why = False, str(error) or type(error).__name__
+            if self.client:  # it is kept, as each has a thread that never ends (visdom 0.3.0), but not its login
+                self.client._session = None
+        before, self.up = self.up, up
+        if up and not before:
             tqdm.write(f"dashboard: {self.url}/env/{environment(self.name)}")
-        elif not self.up and before is not False:
+        elif not up and before is not False:
             tqdm.write(f"no dashboard at {self.url}: {why}{'; training goes on' if self.thread else ''}")
         return True
 

@@ -11,8 +11,8 @@ from conftest import ROOT
 @pytest.mark.parametrize("flags", [
     "--batch_size 0", "--C_max -1", "--image_size 128", "--model X", "--objective h", "--beta nan", "--lr 0",
     "--lr inf", "--gamma -1", "--max_iter 1.5", "--max_iter inf", "--seed -1", "--train maybe", "--beta2 1",
-    "--dataset mnist", "--viz_port 0", "--viz_server ''", "--viz_name ../x", "--viz_name /x", "--batch 64", "--unknown 1", "extra",
-    "--z_dim 0", "--C_stop_iter 0", "--gather_step 0", "--threads -1", "--output_dir ''", "--lr", "--z_dim 1e30",
+    "--dataset mnist", "--viz_port 0", "--viz_server ''", "--viz_name ../x", "--viz_name /x", "--batch 64",
+    "--unknown 1", "extra", "--z_dim 0", "--C_stop_iter 0", "--gather_step 0", "--threads -1", "--output_dir ''", "--lr", "--z_dim 1e30",
     "--output_dir x --ckpt_dir ./x", "--precision fp16", "--metrics all", "--dist normal",
 ])
 def test_a_value_that_makes_no_sense_is_one_line_and_status_2(flags, capsys):
