@@ -132,7 +132,7 @@ class ServerError(Exception):
 
 
 def connect(server, port, env):
-    """A client of visdom each of whose calls either works, in bounded time, or raises. Asks nothing of the server."""
+    """A client of visdom each of whose calls either works, in bounded time, or raises."""
     import requests
     import visdom
     logging.getLogger("visdom").setLevel(logging.ERROR)  # it tells of each new session
@@ -157,10 +157,8 @@ def connect(server, port, env):
             return ask(self.session.post, url, data=data)
 
     user, password = os.environ.get("VISDOM_USERNAME"), os.environ.get("VISDOM_PASSWORD")
-    client = Client(server=server, port=port, env=env, username=user, password=password or "-", send=False,
-                    raise_exceptions=True, use_incoming_socket=False)
-    client.send = True  # not from the start, as then a client calls the server, and starts threads that never end
-    return client
+    return Client(server=server, port=port, env=env, username=user, password=password or "-", raise_exceptions=True,
+                  use_incoming_socket=False)
 
 
 def environment(name):
@@ -273,8 +271,8 @@ class Dashboard:
             return False
         except Exception as error:  # whatever it is, training goes on
             up, why = False, str(error) or type(error).__name__
-            if self.client:
-                self.client._session = None  # a server that comes back may want a new login
+            if self.client:  # it is kept, as each has a thread that never ends (visdom 0.3.0), but not its login
+                self.client._session = None
         before, self.up = self.up, up
         if up and not before:
             tqdm.write(f"dashboard: {self.url}/env/{environment(self.name)}")

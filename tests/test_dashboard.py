@@ -366,11 +366,9 @@ def test_a_server_that_is_killed_and_comes_back_empty_shows_all_again(own_server
         board.update(50)
         until(lambda: len(own_server.windows("run")) == 7)
         own_server.kill()
-        threads = threading.active_count()
         for i in range(5):
             board.update(50 + i)
             time.sleep(0.3)  # several tries
-        assert threading.active_count() == threads
         assert not board.up
         write_run(tmp_path / "run", rows=6, iteration=60)
         board.update(60, tmp_path / "run" / "60")
