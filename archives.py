@@ -16,7 +16,7 @@ import zlib
 from pathlib import Path
 from typing import NamedTuple
 
-from utils import UserError
+from utils import UserError, is_web_page
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm"}
 MAX_BYTES = 2**26  # of one image: 64 MB
@@ -75,7 +75,7 @@ class Source:
             if start.startswith(magic):
                 self.unpack = opener
                 return "packed tar"
-        if start.lstrip().lower().startswith((b"<!doctype html", b"<html")):
+        if is_web_page(start):
             raise UserError(f"{self.path} is a web page, not an archive: the server may have had a quota; get it again")
         raise UserError(f"{self.path} is neither a folder nor a zip or tar, or its end is missing")
 

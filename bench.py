@@ -32,7 +32,7 @@ import model
 from dataset import DATASETS, return_data
 from main import parse
 from solver import Solver, kl_divergence, objective_B, reconstruction_loss
-from utils import Parser, UserError, atomic_file, boolean, count, versions
+from utils import Parser, UserError, atomic_file, boolean, count, exit_status, find_device, progress, versions
 
 WARM_UP = 20  # iterations
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
@@ -106,7 +106,7 @@ def project_solver(args, precision, folder):
 
 def train_plain(args, pipe):
     """The loop as people write it, on an eighth of the set: the whole is as fast, but takes 12 GB."""
-    device = find_device(args)
+    device = find_device(args.cuda)
     data = return_data(args)
     images = torch.empty(len(data) // 8, data.channels, 64, 64)
     for part in torch.arange(len(images)).split(64):  # small parts: what is freed before training changes malloc's ways
@@ -194,13 +194,13 @@ def iteration_gflop(args):
 
 def measure(args):
     """Runs the arms in turn; returns the figures of each arm, by name, and of the products, by precision."""
-    device, products, arms = find_device(args), {name: [] for name in DTYPES}, []
+    device, products, arms = find_device(args.cuda), {name: [] for name in DTYPES}, []
     try:
         for name in ("float32", "bf16", "plain"):  # the first makes the data
             arms.append(Arm(name, args))
         for arm in arms:
             arm.run(WARM_UP)
-        for _ in tqdm(range(args.rounds), unit="round"):
+        for _ in progress(range(args.rounds), delay=0, leave=True, unit="round"):
             for arm in arms:
                 arm.speeds.append(arm.run(args.burst))
             for name, dtype in DTYPES.items():
@@ -235,10 +235,6 @@ def profile(args):
             print(f"{event.self_cpu_time_total / args.burst / 1e3:8.2f} ms in {event.count // args.burst:3} {event.key}")
 
 
-def find_device(args):
-    return torch.device("cuda" if args.cuda and torch.cuda.is_available() else "cpu")
-
-
 def device_name(device):
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
@@ -250,7 +246,7 @@ def device_name(device):
 
 def report(args, figures, products):
     """Prints the table; returns what goes to --json."""
-    gflop, name = iteration_gflop(args), device_name(find_device(args))
+    gflop, name = iteration_gflop(args), device_name(find_device(args.cuda))
     print(f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}; model {args.model}, {args.dataset}, "
           f"batch {args.batch_size}, {gflop:.2f} GFLOP an iteration; {args.rounds} rounds of {args.burst} iterations")
     print("           it/s (from .. to)      ratio  GFLOP/s  of a matrix product  first iteration  peak memory")
@@ -272,20 +268,18 @@ def main(argv=None):
     for name in ("rounds", "burst", "batch_size"):
         if getattr(args, name) < 1:
             parser.error(f"--{name} must be at least 1, not {getattr(args, name)}")
-    with tempfile.TemporaryDirectory() as folder:
-        args.dset_dir = args.dset_dir or folder
-        try:
+
+    def run():
+        with tempfile.TemporaryDirectory() as folder:
+            args.dset_dir = args.dset_dir or folder
             if args.profile:
-                profile(args)
-                return 0
+                return profile(args)
             results = report(args, *measure(args))
-            if args.json:
-                with atomic_file(args.json) as file:
-                    file.write(json.dumps(results, indent=2).encode())
-            return 0
-        except (UserError, OSError) as error:
-            print(f"bench.py: {error}", file=sys.stderr)
-            return 1
+        if args.json:
+            with atomic_file(args.json) as file:
+                file.write(json.dumps(results, indent=2).encode())
+
+    return exit_status("bench.py", "interrupted", run)
 
 
 if __name__ == "__main__":

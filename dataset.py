@@ -23,7 +23,7 @@ import dsprites
 import official
 from archives import Source
 from prepare import make_cache, manifest_path, read_manifest, what_changed
-from utils import Parser, UserError, atomic_file, count
+from utils import Parser, UserError, atomic_file, count, exit_status
 
 
 class ImageSet(NamedTuple):
@@ -303,15 +303,8 @@ def prepare_images(args):
 def main(argv=None):
     """Runs the program; returns its exit status."""
     args = parse(argv)
-    try:
-        (prepare_dsprites if args.dataset == "dsprites" else prepare_images)(args)
-        return 0
-    except (UserError, OSError) as error:
-        print(f"dataset.py: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("dataset.py: interrupted", file=sys.stderr)
-        return 130
+    prepare = prepare_dsprites if args.dataset == "dsprites" else prepare_images
+    return exit_status("dataset.py", "interrupted", lambda: prepare(args))
 
 
 if __name__ == "__main__":

@@ -3,16 +3,13 @@ and under their own name only when size and checksum are right."""
 import hashlib
 import http.client
 import os
-import sys
 import urllib.error
 import urllib.parse
 import urllib.request
 from pathlib import Path
 from typing import NamedTuple
 
-from tqdm import tqdm
-
-from utils import UserError
+from utils import UserError, is_web_page, progress
 
 TIMEOUT = 30   # seconds without a byte
 RETRIES = 5    # in a row that bring nothing
@@ -91,8 +88,7 @@ def transfer_once(remote, part, start):
         total = start + int(length) if length else remote.size
         first = answer.read(512)
         check_answer(remote, answer, first, start, total)
-        bar = tqdm(total=total or None, initial=start, unit="B", unit_scale=True, dynamic_ncols=True,
-                   mininterval=0.1 if sys.stderr.isatty() else 30)
+        bar = progress(total=total or None, initial=start, unit="B", unit_scale=True, delay=0, leave=True)
         with bar, open(part, "r+b" if start else "wb") as file:
             file.seek(start)
             data = first
@@ -108,8 +104,7 @@ def transfer_once(remote, part, start):
 
 def check_answer(remote, answer, first, start, total):
     """UserError if what comes is not the file, by its first bytes and its length."""
-    is_html = first.lstrip().lower().startswith((b"<!doctype html", b"<html"))
-    if start == 0 and (is_html or answer.headers.get_content_type() == "text/html"):
+    if start == 0 and (is_web_page(first) or answer.headers.get_content_type() == "text/html"):
         raise UserError(f"{remote.url} answers with a web page instead of the file, as when a quota is used up: "
                         "try later, or get it elsewhere and give it with --archive")
     if remote.size and total != remote.size:

@@ -14,7 +14,7 @@ from dataset import DATASETS
 from metrics import LEVELS
 from model import MODELS
 from solver import Solver
-from utils import Parser, UserError, boolean, count
+from utils import Parser, boolean, count, exit_status
 
 
 def make_parser():
@@ -52,7 +52,8 @@ def make_parser():
     add("--beta2", type=float, default=0.999, help="decay of Adam's second moment, per iteration")
 
     add("--dset_dir", default="data", help="folder of the data sets; of the images, for --dataset folder")
-    add("--dataset", type=str.lower, choices=DATASETS, default="dsprites", help="data set, in any case; folder: the images in dset_dir and below")
+    add("--dataset", type=str.lower, choices=DATASETS, default="dsprites",
+        help="data set, in any case; folder: the images in dset_dir and below")
     add("--image_size", type=count, default=64, help="side of an image in pixels; both papers' networks take 64")
     add("--num_workers", type=count, default=2, help="processes that prepare images; training itself uses none")
 
@@ -107,7 +108,8 @@ def parse(argv=None):
 def main(argv=None):
     """Runs the program; returns its exit status."""
     args = parse(argv)
-    try:
+
+    def run():
         solver = Solver(args)
         if args.train:
             with solver.dashboard if args.viz_on else contextlib.nullcontext():
@@ -115,13 +117,8 @@ def main(argv=None):
         if args.metrics == "none":
             solver.draw()
         solver.evaluate()
-        return 0
-    except (UserError, OSError) as error:
-        print(f"main.py: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("main.py: interrupted outside training: checkpoints are as they were", file=sys.stderr)
-        return 130
+
+    return exit_status("main.py", "interrupted outside training: checkpoints are as they were", run)
 
 
 if __name__ == "__main__":

@@ -21,10 +21,9 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from archives import Source, read_exactly, read_member
-from utils import UserError, atomic_file
+from utils import UserError, atomic_file, progress
 
 VERSION = 1            # of the cache; one of another version is made anew
 SIDE = 64              # pixels
@@ -155,7 +154,7 @@ def write_rows(file, shape, source, crop, channels, num_workers):
     """Writes an array of shape (N, C, 64, 64) in npy format, less the images that cannot be decoded: returns those."""
     errors, row_bytes = {}, int(np.prod(shape[1:]))
     start = write_header(file, shape)
-    bar = tqdm(total=shape[0], unit=" images", dynamic_ncols=True, mininterval=0.1 if sys.stderr.isatty() else 30)
+    bar = progress(total=shape[0], unit=" images", delay=0, leave=True)
     with bar, contextlib.closing(decoded(source, crop, channels, num_workers)) as results:
         for rows, images, bad in results:
             for row, image in zip(rows, images):

@@ -13,8 +13,8 @@ import plots
 from dashboard import Dashboard
 from dataset import return_data
 from model import MODELS
-from utils import (Checkpoints, Log, StopSignals, UserError, atomic_file, git_commit, keep_freed_memory,
-                   progress, versions)
+from utils import (Checkpoints, Log, StopSignals, UserError, atomic_file, find_device, git_commit,
+                   keep_freed_memory, progress, versions)
 
 
 # The objective. All terms are in nats: summed over pixels or latents, averaged over the batch.
@@ -86,7 +86,7 @@ def defining_flags(args):
     names = ["dataset", "dist", "model", "objective", "z_dim", "optimizer", "lr", "batch_size", "seed"]
     names += ["beta1", "beta2"] if args.optimizer == "adam" else []
     names += ["beta"] if args.objective == "H" else ["gamma", "C_max", "C_stop_iter"]
-    return {name: getattr(args, name, None) for name in names}  # old checkpoints have no dist
+    return {name: getattr(args, name) for name in names}
 
 
 def make_optimizer(args, parameters, device):
@@ -101,7 +101,7 @@ class Solver:
 
     def __init__(self, args):
         self.args = args
-        self.device = torch.device("cuda" if args.cuda and torch.cuda.is_available() else "cpu")
+        self.device = find_device(args.cuda)
         if args.threads:
             torch.set_num_threads(args.threads)
         if self.device.type == "cuda":  # TensorFloat-32: products of 10-bit mantissas, sums in float32
@@ -404,7 +404,7 @@ class Solver:
             print(f"checkpoint {args.ckpt_name} has weights and optimiser of iteration {state['iter']:,}, but no flags "
                   "(those given now count), random numbers or averages for the log")
             return state
-        saved = argparse.Namespace(**{"optimizer": "adam", **state["arguments"]})  # older ones do not name it
+        saved = argparse.Namespace(**{"optimizer": "adam", "dist": None, **state["arguments"]})  # older ones lack these
         if args.train:
             self.check_fits(saved)
         else:
@@ -412,8 +412,8 @@ class Solver:
         return state
 
     def check_fits(self, saved):
-        others = [f"{name} {getattr(saved, name, None)} (now {value})"
-                  for name, value in defining_flags(self.args).items() if getattr(saved, name, None) != value]
+        others = [f"{name} {getattr(saved, name)} (now {value})"
+                  for name, value in defining_flags(self.args).items() if getattr(saved, name) != value]
         if others:
             raise UserError(f"run {self.args.viz_name} was made with other settings: {', '.join(others)}; "
                             "a new run needs another --viz_name")

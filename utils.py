@@ -31,6 +31,18 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message}\n")
 
 
+def exit_status(prog, interrupted, run):
+    """What a program returns: of run(), None counting as 0; errors that the user can mend, and Ctrl-C, are one line."""
+    try:
+        return run() or 0
+    except (UserError, OSError) as error:
+        print(f"{prog}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"{prog}: {interrupted}", file=sys.stderr)
+        return 130
+
+
 def boolean(text):
     """argparse type: true, yes, 1 or false, no, 0, in any case."""
     if text.lower() in ("true", "yes", "1"):
@@ -49,6 +61,11 @@ def count(text):
         if not (math.isfinite(value) and value == int(value)):
             raise ValueError(f"{text!r} is not a whole number") from None
         return int(value)
+
+
+def find_device(cuda):
+    """The CUDA device, if cuda and there is one, else the CPU."""
+    return torch.device("cuda" if cuda and torch.cuda.is_available() else "cpu")
 
 
 def keep_freed_memory():
@@ -88,6 +105,11 @@ def progress(iterable=None, delay=2, leave=False, **options):
     """tqdm that shows nothing of what is over in delay seconds; in a file it writes a line each 30 s."""
     interval = 0.1 if sys.stderr.isatty() else 30
     return tqdm(iterable, delay=delay, leave=leave, mininterval=interval, dynamic_ncols=True, **options)
+
+
+def is_web_page(start):
+    """Whether the first bytes of what should be data are those of a page, as servers send when a quota is used up."""
+    return start.lstrip().lower().startswith((b"<!doctype html", b"<html"))
 
 
 class StopSignals:
