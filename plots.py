@@ -113,7 +113,7 @@ def animation(images, kld, told, path, columns=10):
         for row in range(rows):
             strip = sheet.crop((0, row * height, sheet.width, (row + 1) * height))
             frame.paste(strip, (side, row * (head + height) + head))
-        ImageDraw.Draw(frame).text((side / 2, head + height / 2), f"{value:+.1f}", "black",
+        ImageDraw.Draw(frame).text((side / 2, head + height / 2), f"{value:+z.1f}", "black",
                                    ImageFont.load_default(12 * scale), anchor="mm")
         frames.append(frame.convert("L").point(GREYS) if images.shape[2] == 1 else frame.quantize(128))
     there_and_back = frames[1:] + frames[-2:0:-1]
