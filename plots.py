@@ -321,7 +321,7 @@ def study(values, path, writer=""):
     width = max(2.6, 0.6 + 0.45 * len(settings))
     figure = Figure(figsize=(columns * width, 2.6 * rows + 0.4), layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False).flat
-    for axes, (metric, runs) in zip(panels, values.items()):
+    for i, (axes, (metric, runs)) in enumerate(zip(panels, values.items())):
         for place, setting in enumerate(settings):
             points = runs[setting]
             axes.plot(place + 0.5 * (np.arange(len(points)) + 0.5) / len(points) - 0.25, points, "o", color="C0",
@@ -330,7 +330,8 @@ def study(values, path, writer=""):
         unit = f" ({UNITS[metric]})" if metric in UNITS else ""
         axes.set(title=metric + unit, xlim=(-0.6, len(settings) - 0.4))
         axes.title.set_fontsize(10)
-        axes.set_xticks(range(len(settings)), settings, rotation=0 if len(settings) <= 3 else 90)
+        lowest = i + columns >= len(values)
+        axes.set_xticks(range(len(settings)), settings if lowest else [], rotation=0 if len(settings) <= 3 else 90)
         axes.margins(y=0.12)
         axes.grid(axis="y", alpha=0.3)
     for axes in panels:  # what is left of the last row
