@@ -10,6 +10,7 @@ import platform
 import signal
 import subprocess
 import sys
+import time
 import zipfile
 from importlib.metadata import version
 from pathlib import Path
@@ -113,7 +114,12 @@ def is_web_page(start):
 
 
 class StopSignals:
-    """Within `with`: the first Ctrl-C or SIGTERM is kept in .received, a second ends the process."""
+    """Within `with`: the first Ctrl-C or SIGTERM is kept in .received, a second ends the process.
+
+    Launchers may send one twice, to a process and to its group, and Linux sends the signal of a parent's death once
+    for each thread of the parent: what comes within REPEAT seconds is no second one.
+    """
+    REPEAT = 0.5
 
     def __enter__(self):
         self.received = None
@@ -122,9 +128,11 @@ class StopSignals:
         return self
 
     def receive(self, number, frame):
-        self.received = number
-        for each in self.handlers:
-            signal.signal(each, signal.SIG_DFL)
+        if self.received is None:
+            self.received, self.at = number, time.monotonic()
+        elif time.monotonic() > self.at + self.REPEAT:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
 
     def __exit__(self, *error):
         for number, handler in self.handlers.items():

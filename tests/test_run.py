@@ -184,7 +184,7 @@ def test_going_back_to_an_older_checkpoint_needs_overwrite_and_forgets_what_came
     assert_same_run(runs, "whole", "run")
 
 
-def test_a_second_ctrl_c_ends_the_process_at_once():
+def test_a_second_ctrl_c_ends_the_process_at_once_and_one_that_is_sent_twice_does_not():
     code = ("import time; from utils import StopSignals\n"
             "with StopSignals() as stop:\n"
             "    print('ready', flush=True)\n"
@@ -195,6 +195,9 @@ def test_a_second_ctrl_c_ends_the_process_at_once():
     for word in ("ready", "noted"):
         assert process.stdout.readline() == word + "\n"
         process.send_signal(signal.SIGINT)
+    time.sleep(1)
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
     assert process.wait(timeout=5) == -signal.SIGINT
     process.stdout.close()
 
