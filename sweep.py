@@ -65,6 +65,10 @@ class Run(NamedTuple):
     def outputs(self):
         return Path(self.args.output_dir) / self.name
 
+    @property
+    def checkpoints(self):
+        return Path(self.args.ckpt_dir) / self.name
+
 
 def make_parser():
     parser = program.make_parser()
@@ -157,7 +161,7 @@ def scores(run, iteration):
 def finished(run):
     """Whether main.py has nothing left to do: with other settings under this name, it has to say so."""
     try:
-        state = read_checkpoint(Path(run.args.ckpt_dir) / run.name / "last")
+        state = read_checkpoint(run.checkpoints / "last")
     except (OSError, ValueError):
         return False
     saved = state["arguments"] or {}

@@ -306,7 +306,3 @@ def read_checkpoint(path):
     if not (isinstance(state, dict) and {"iter", "model_states", "optim_states"} <= state.keys()):
         raise ValueError("it was not written by this program")
     return {"arguments": None, **state}
-
-
-def lock_holder(folder):  # TEMPORARY, until the run lock is there
-    return None

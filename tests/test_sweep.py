@@ -184,6 +184,21 @@ def test_runs_of_a_killed_sweep_save_end_and_are_finished_by_a_second_call(runs,
 
 # Many processes.
 
+def test_what_another_process_trains_is_left_alone_until_it_is_free(runs):
+    other = runs.start("s_seed=1", "--seed", 1, "--save_output", "False", *LONG)
+    wait_until(lambda: training(runs, "s_seed=1"))
+    process = start(runs, "--seed", "1,2", *LONG, "--max_iter", 40)
+    wait_until(lambda: training(runs, "s_seed=2"))
+    assert not (runs.outputs("s") / "s_seed=1.txt").exists()
+    error = runs.run("s_seed=1", "--seed", 1, status=1).stderr
+    assert f"process {other.pid} on " in error and error.count("\n") == 1
+    other.kill()
+    other.communicate()
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0 and "2 of 2 runs are finished" in output
+    assert "s_seed=1: finished" in output  # by the sweep, once nobody else trained it
+
+
 def test_torchrun_and_slurm_say_which_process_this_is():
     torchrun = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "SLURM_PROCID": "9"}
     array = {"SLURM_ARRAY_TASK_ID": "9", "SLURM_ARRAY_TASK_COUNT": "4", "SLURM_ARRAY_TASK_MIN": "3",
