@@ -135,17 +135,6 @@ def make_run(parser, flags, settings):
 
 # What is on disk.
 
-def logged(run):
-    """The iteration that a run's log has come to; 0 without."""
-    try:
-        with open(run.outputs / "log.csv", "rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - 2**16))
-            first = file.read().splitlines()[-1].split(b",")[0]
-    except (OSError, IndexError):
-        return 0
-    return int(first) if first.isdigit() else 0
-
-
 def scores(run, iteration):
     """The numbers of a run's metrics.json, of the level that --metrics asks for; None if they are not there."""
     if run.args.metrics == "none":
@@ -182,6 +171,12 @@ def row(run, done):
     return {"run": run.name, **run.settings, "seed": run.args.seed, "finished": done, "iterations": int(last["iter"]),
             "recon_loss": last["recon_loss"], "total_kld": last["total_kld"], "active_latents": active,
             **(scores(run, int(last["iter"])) if done else {})}
+
+
+def iterations(run):
+    """How far a run's log has come."""
+    found = row(run, False)
+    return found["iterations"] if found else 0
 
 
 class Summary:
@@ -247,24 +242,25 @@ class Summary:
 # Processes.
 
 class Place(NamedTuple):
-    """Which of the study's processes this is, as torchrun or SLURM say."""
+    """Which of the study's processes this is."""
     rank: int
     world: int
-    local_rank: int = 0
-    local_world: int = 1   # processes that share the CPUs this one may use
+    local_rank: int   # on this machine, of
+    local_world: int  # those that share the CPUs that this one may use
 
 
 def find_place(env=os.environ):
-    def number(name, default):
-        return int(env.get(name, default))
+    """The place that torchrun or SLURM give this process; of SLURM's, each has CPUs of its own."""
+    def numbers(**defaults):
+        return [int(env.get(name, default)) for name, default in defaults.items()]
 
-    if "RANK" in env and "WORLD_SIZE" in env:
-        return Place(*(number(name, default) for name, default in (
-            ("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0), ("LOCAL_WORLD_SIZE", 1))))
+    if "RANK" in env:
+        return Place(*numbers(RANK=0, WORLD_SIZE=1, LOCAL_RANK=0, LOCAL_WORLD_SIZE=1))
     if "SLURM_ARRAY_TASK_ID" in env:
-        task = number("SLURM_ARRAY_TASK_ID", 0) - number("SLURM_ARRAY_TASK_MIN", 0)
-        return Place(task // number("SLURM_ARRAY_TASK_STEP", 1), number("SLURM_ARRAY_TASK_COUNT", 1))
-    return Place(number("SLURM_PROCID", 0), number("SLURM_NTASKS", 1), number("SLURM_LOCALID", 0))
+        task, first, step, tasks = numbers(SLURM_ARRAY_TASK_ID=0, SLURM_ARRAY_TASK_MIN=0, SLURM_ARRAY_TASK_STEP=1,
+                                           SLURM_ARRAY_TASK_COUNT=1)
+        return Place((task - first) // step, tasks, 0, 1)
+    return Place(*numbers(SLURM_PROCID=0, SLURM_NTASKS=1, SLURM_LOCALID=0), 1)
 
 
 class Child:
@@ -287,16 +283,13 @@ class Child:
                 env=environment(place.local_rank * sweep.parallel + slot, run.args.cuda))
 
     def last_words(self):
-        with open(self.said, "rb") as file:
-            file.seek(self.start)
-            lines = [line.strip() for line in file.read().decode(errors="replace").splitlines() if line.strip()]
-        return lines[-1] if lines else ""
+        text = self.said.read_bytes()[self.start:].decode(errors="replace")
+        return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")
 
     def reason(self):
         """Why it ended early, in a line."""
         status = self.process.returncode
-        why = f"killed by {signal.Signals(-status).name}" if status < 0 else f"status {status}"
-        return f"{why}: {self.last_words()}"
+        return f"{signal.Signals(-status).name if status < 0 else f'status {status}'}: {self.last_words()}"
 
 
 def end_with_parent():
@@ -317,12 +310,6 @@ def environment(number, cuda):
     return env
 
 
-def prepare_data(runs):
-    """Makes the data sets' caches before the processes start that map them."""
-    for args in {(run.args.dataset, run.args.dset_dir): run.args for run in runs}.values():
-        return_data(args)
-
-
 class Crew:
     """Trains what is not finished, --parallel runs at a time: this process's share first, then whatever is free."""
 
@@ -331,21 +318,22 @@ class Crew:
         # First runs[rank::world], then the shares of the next ranks.
         self.order = [runs[i] for i in sorted(range(len(runs)), key=lambda i: (i - self.place.rank) % self.place.world)]
         self.children, self.failed, self.elsewhere = {}, set(), []
-        self.last_start = self.last_look = -math.inf
+        self.last_start = self.shown = time.monotonic()
 
     def work(self):
         """Returns the exit status: 0, 1 if a run failed, 130 or 143 if told to stop."""
         with StopSignals() as stop, self.progress_bar() as bar:
             try:
                 while self.step() and not stop.received:
-                    self.look(bar)
+                    if time.monotonic() > self.shown + LOOK:
+                        self.show(bar)
                     time.sleep(PAUSE)
             finally:
                 for child in self.children.values():
                     child.process.terminate()  # it saves
                 for child in self.children.values():
                     child.process.wait()
-                self.look(bar, at_once=True)
+                self.show(bar)
         if stop.received:
             print(f"{self.args.sweep_name}: stopped; the same command goes on")
             return 128 + stop.received
@@ -399,28 +387,23 @@ class Crew:
 
     def trained(self):
         """Iterations of all runs so far, whoever trains them."""
-        return sum(run.args.max_iter if run.name in self.summary.rows else min(logged(run), run.args.max_iter)
+        return sum(run.args.max_iter if run.name in self.summary.rows else min(iterations(run), run.args.max_iter)
                    for run in self.runs)
 
-    def look(self, bar, at_once=False):
-        """Moves the bar on, every LOOK seconds."""
-        if at_once or time.monotonic() > self.last_look + LOOK:
-            self.last_look = time.monotonic()
-            bar.set_description(f"{len(self.summary.rows)} of {len(self.runs)} runs", refresh=False)
-            bar.update(self.trained() - bar.n)
+    def show(self, bar):
+        bar.set_description(f"{len(self.summary.rows)} of {len(self.runs)} runs", refresh=False)
+        bar.update(self.trained() - bar.n)
+        self.shown = time.monotonic()
 
 
 # The time that it will take.
 
-def estimate(args, runs, summary):
+def estimate(args, runs, todo):
     """Prints the grid and, from some seconds of training, how long the rest will take."""
     for run in runs:
-        state = "finished" if summary.done(run) else f"{logged(run):,} of {run.args.max_iter:,} iterations"
-        print(f"{run.name:60} {state}")
-    todo = [run for run in runs if not summary.done(run)]
-    left = sum(max(0, run.args.max_iter - logged(run)) for run in todo)
+        print(f"{run.name:60} {iterations(run):,} of {run.args.max_iter:,}" if run in todo else f"{run.name:60} finished")
     if todo:
-        prepare_data(todo)
+        left = sum(max(0, run.args.max_iter - iterations(run)) for run in todo)
         together = todo[:args.parallel]
         rate = measure(args, together)
         print(f"{len(todo)} of {len(runs)} runs to train, {left:,} iterations. The first {len(together)}, at once, made "
@@ -430,19 +413,19 @@ def estimate(args, runs, summary):
 def measure(args, runs):
     """Iterations a second of runs that train at once, in a folder that is removed afterwards."""
     with tempfile.TemporaryDirectory() as folder:
-        trial = dict(output_dir=f"{folder}/outputs", ckpt_dir=f"{folder}/checkpoints", max_iter="1e9", gather_step="5",
-                     display_step="1e9", save_step="1e9", viz_on="False", metrics="none")
-        runs = [make_run(make_parser(), {**run.flags, **trial, "sweep_name": args.sweep_name}, run.settings) for run in runs]
+        trial = dict(sweep_name="trial", output_dir=f"{folder}/outputs", ckpt_dir=f"{folder}/checkpoints", max_iter="1e9",
+                     gather_step="5", display_step="1e9", save_step="1e9", viz_on="False", metrics="none")
+        runs = [make_run(make_parser(), {**run.flags, **trial}, run.settings) for run in runs]
         children = [Child(run, args, slot, find_place()) for slot, run in enumerate(runs)]
         try:
-            while not all(map(logged, runs)):
+            while not all(map(iterations, runs)):
                 for child in children:
                     if child.process.poll() is not None:
                         raise UserError(f"{child.run.name}: {child.reason()}")
                 time.sleep(PAUSE)
-            before, began = sum(map(logged, runs)), time.monotonic()
+            before, began = sum(map(iterations, runs)), time.monotonic()
             time.sleep(TRIAL)
-            return (sum(map(logged, runs)) - before) / (time.monotonic() - began)
+            return (sum(map(iterations, runs)) - before) / (time.monotonic() - began)
         finally:
             for child in children:
                 child.process.kill()
@@ -455,14 +438,16 @@ def main(argv=None):
 
     def run():
         summary = Summary(args, runs)
-        if args.dry_run:
-            return estimate(args, runs, summary)
         todo = [run for run in runs if not summary.done(run)]
-        prepare_data(todo)
+        # The data sets are made before the processes start that map them.
+        for flags in {(run.args.dataset, run.args.dset_dir): run.args for run in todo}.values():
+            return_data(flags)
+        if args.dry_run:
+            return estimate(args, runs, todo)
         print(f"{args.sweep_name}: {len(runs)} runs, {len(runs) - len(todo)} of them finished already", flush=True)
         status = Crew(args, runs, summary).work() if todo else 0
         summary.write()
-        print(f"{len(summary.rows)} of {len(runs)} runs are finished; what is there: {summary.folder}")
+        print(f"{len(summary.rows)} of {len(runs)} runs are finished: see {summary.folder}")
         return status
 
     return exit_status("sweep.py", "interrupted", run)
