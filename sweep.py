@@ -10,17 +10,12 @@ that shares the folders, skips what is finished, resumes what was interrupted, a
 trains. outputs/<sweep_name>/ gets summary.csv, summary.md and summary.png, and what each run says, as text.
 """
 import argparse
-import csv
 import ctypes
-import io
 import itertools
-import json
 import math
 import os
 import re
 import signal
-import socket
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -33,12 +28,9 @@ import torch
 from tqdm import tqdm
 
 import main as program
-import plots
-from dashboard import Dashboard, study
 from dataset import return_data
-from solver import defining_flags
-from utils import (ACTIVE, StopSignals, UserError, atomic_file, boolean, count, exit_status, lock_holder, progress,
-                   read_checkpoint, read_log)
+from study import Summary, iterations
+from utils import StopSignals, UserError, boolean, count, exit_status, lock_holder, progress
 
 OWN = ("sweep_name", "parallel", "dry_run")          # flags that main.py does not know
 FIXED = ("train", "ckpt_name", "overwrite")          # each run decides by what is on disk
@@ -131,112 +123,6 @@ def make_run(parser, flags, settings):
     flags = {**flags, **settings, "viz_name": name}
     args = program.parse([f"--{name}={text}" for name, text in flags.items()], parser)
     return Run(settings, {name: text for name, text in flags.items() if name not in OWN}, args)
-
-
-# What is on disk.
-
-def scores(run, iteration):
-    """The numbers of a run's metrics.json, of the level that --metrics asks for; None if they are not there."""
-    if run.args.metrics == "none":
-        return {}
-    try:
-        found = json.loads((run.outputs / str(iteration) / "metrics.json").read_text())
-    except (OSError, ValueError):
-        return None
-    numbers = {name: value for name, value in found.items() if isinstance(value, (int, float))}
-    return numbers if found["settings"]["level"] == run.args.metrics else None
-
-
-def finished(run):
-    """Whether main.py has nothing left to do: with other settings under this name, it has to say so."""
-    try:
-        state = read_checkpoint(run.checkpoints / "last")
-    except (OSError, ValueError):
-        return False
-    saved = state["arguments"] or {}
-    return (state["iter"] >= run.args.max_iter and scores(run, state["iter"]) is not None
-            and all(saved.get(name) == value for name, value in defining_flags(run.args).items()))
-
-
-def row(run, done):
-    """A row of summary.csv, from a run's log and scores; None before there is a log."""
-    try:
-        log = read_log(run.outputs / "log.csv")
-    except (OSError, ValueError):
-        return None
-    if not log["iter"]:
-        return None
-    last = {name: values[-1] for name, values in log.items()}
-    active = sum(value > ACTIVE for name, value in last.items() if name.startswith("kld_"))
-    return {"run": run.name, **run.settings, "seed": run.args.seed, "finished": done, "iterations": int(last["iter"]),
-            "recon_loss": last["recon_loss"], "total_kld": last["total_kld"], "active_latents": active,
-            **(scores(run, int(last["iter"])) if done else {})}
-
-
-def iterations(run):
-    """How far a run's log has come."""
-    found = row(run, False)
-    return found["iterations"] if found else 0
-
-
-class Summary:
-    """What is on disk of all runs, in outputs/<sweep_name>/: summary.csv, summary.md and summary.png."""
-
-    def __init__(self, args, runs):
-        self.name, self.runs, self.rows = args.sweep_name, runs, {}  # rows: of finished runs
-        self.folder = Path(runs[0].args.output_dir) / args.sweep_name
-        self.writer = f".{socket.gethostname()}.{os.getpid()}"  # others may write their summary at the same time
-        one = runs[0].args
-        self.board = Dashboard(self.folder, args.sweep_name, one.viz_server, one.viz_port) if one.viz_on else None
-
-    def done(self, run):
-        if run.name not in self.rows and finished(run):
-            self.rows[run.name] = row(run, True)
-        return run.name in self.rows
-
-    def write(self):
-        rows = [self.rows[run.name] if self.done(run) else row(run, False) for run in self.runs]
-        rows = [each for each in rows if each]
-        if not rows:
-            return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        columns = list(max(rows, key=len))  # those of a run with scores, if there is one
-        buffer = io.StringIO()
-        table = csv.DictWriter(buffer, columns, lineterminator="\n")
-        table.writeheader()
-        table.writerows(rows)
-        self.put("summary.csv", buffer.getvalue())
-        metrics = columns[columns.index("iterations") + 1:]
-        values = {metric: self.by_setting(metric) for metric in metrics}
-        self.put("summary.md", self.text(values))
-        if self.rows:
-            plots.study(values, self.folder / "summary.png", self.writer)
-            if self.board:
-                self.board.send({"study": lambda: study(self.folder, self.name)})
-
-    def put(self, name, text):
-        with atomic_file(self.folder / name, writer=self.writer) as file:
-            file.write(text.encode())
-
-    def by_setting(self, metric):
-        """{setting: values of a metric in its finished runs}."""
-        values = {}
-        for run in self.runs:
-            if run.name in self.rows:
-                setting = ", ".join(f"{name}={text}" for name, text in run.settings.items() if name != "seed")
-                values.setdefault(setting or self.name, []).append(self.rows[run.name][metric])
-        return values
-
-    def text(self, values):
-        """A table of mean, standard deviation and number of runs: a line a setting."""
-        lines = [f"# {self.name}", "", f"{len(self.rows)} of {len(self.runs)} runs are finished; of those, mean ± "
-                 "standard deviation (n - 1) over n runs. Losses and KL in nats, as in the last row of log.csv.", "",
-                 f"| setting | n | {' | '.join(values)} |", "|---" * (len(values) + 2) + "|"]
-        for setting, runs in next(iter(values.values())).items():
-            cells = [f"{statistics.mean(v[setting]):.4g}"
-                     + (f" ± {statistics.stdev(v[setting]):.2g}" if len(runs) > 1 else "") for v in values.values()]
-            lines.append(f"| {setting} | {len(runs)} | {' | '.join(cells)} |")
-        return "\n".join(lines) + "\n"
 
 
 # Processes.
@@ -373,7 +259,7 @@ class Crew:
             row = self.summary.rows[run.name]
             tqdm.write(f"{run.name}: finished after {minutes:.1f} min, reconstruction {row['recon_loss']:.1f}, "
                        f"KL {row['total_kld']:.2f} nats")
-        elif lock_holder(run.outputs):
+        elif lock_holder(run.outputs) or self.summary.done(run):
             tqdm.write(f"{run.name}: {child.last_words()}")  # another process was faster
         else:
             self.failed.add(run.name)
@@ -398,11 +284,12 @@ class Crew:
 
 # The time that it will take.
 
-def estimate(args, runs, todo):
-    """Prints the grid and, from some seconds of training, how long the rest will take."""
+def estimate(args, runs, done):
+    """Prints the grid and, from some seconds of training, how long what is not done will take."""
     for run in runs:
-        print(f"{run.name:60} {iterations(run):,} of {run.args.max_iter:,}" if run in todo else f"{run.name:60} finished")
-    if todo:
+        state = "finished" if run.name in done else f"{iterations(run):,} of {run.args.max_iter:,}"
+        print(f"{run.name:60} {state}")
+    if todo := [run for run in runs if run.name not in done]:
         left = sum(max(0, run.args.max_iter - iterations(run)) for run in todo)
         together = todo[:args.parallel]
         rate = measure(args, together)
@@ -443,7 +330,7 @@ def main(argv=None):
         for flags in {(run.args.dataset, run.args.dset_dir): run.args for run in todo}.values():
             return_data(flags)
         if args.dry_run:
-            return estimate(args, runs, todo)
+            return estimate(args, runs, summary.rows)
         print(f"{args.sweep_name}: {len(runs)} runs, {len(runs) - len(todo)} of them finished already", flush=True)
         status = Crew(args, runs, summary).work() if todo else 0
         summary.write()

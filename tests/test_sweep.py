@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import plots
+import study
 import sweep
 from conftest import ROOT
 from sweep import Place, find_place
@@ -130,22 +131,16 @@ def test_finished_runs_are_skipped_and_interrupted_ones_resume(runs, call):
     assert (runs.outputs("s") / "summary.csv").exists()
 
 
-def test_a_finished_run_without_the_scores_asked_for_is_scored(runs, call):
-    _, grid = sweep.parse(arguments(runs, "--metrics", "fast"))
+def test_a_run_counts_as_finished_once_it_has_the_scores_asked_for(runs):
     runs.run("s", "--max_iter", 8)
-    assert not sweep.finished(grid[0]._replace(args=main_args(runs, "--max_iter", 8, "--metrics", "fast")))
-    folder = runs.outputs("s") / "8"
-    folder.mkdir(exist_ok=True)
-    for level, done in (("full", False), ("fast", True)):
-        (folder / "metrics.json").write_text(json.dumps({"mig": 0.5, "dci": None, "settings": {"level": level}}))
-        run = grid[0]._replace(args=main_args(runs, "--max_iter", 8, "--metrics", "fast"))
-        assert sweep.finished(run) == done
-    assert sweep.scores(run, 8) == {"mig": 0.5}
-
-
-def main_args(runs, *flags):
-    import main
-    return main.parse([*map(str, runs.flags), "--viz_name", "s", *map(str, flags)])
+    args, grid = sweep.parse(arguments(runs, "--metrics", "fast", "--max_iter", 8))
+    (runs.outputs("s") / "8").mkdir(exist_ok=True)
+    for level, done in ((None, False), ("full", False), ("fast", True)):
+        if level:
+            (runs.outputs("s") / "8" / "metrics.json").write_text(json.dumps({"mig": 0.5, "settings": {"level": level}}))
+        assert study.Summary(args, grid).done(grid[0]) == done
+    args, grid = sweep.parse(arguments(runs, "--metrics", "fast", "--max_iter", 9))
+    assert not study.Summary(args, grid).done(grid[0])
 
 
 def test_a_run_that_fails_is_one_line_and_the_others_are_trained(runs, call):
@@ -292,7 +287,7 @@ def summary(runs, monkeypatch):
                                        "--gather_step", 5, "--metrics", "fast"))
     drawn = []
     monkeypatch.setattr(plots, "save", lambda path, write, writer: drawn.append(write.__self__))
-    sweep.Summary(args, grid).write()
+    study.Summary(args, grid).write()
     return runs.outputs("s"), drawn[0]
 
 
@@ -311,8 +306,8 @@ def test_the_table_gives_mean_deviation_and_number_of_finished_runs_by_setting(s
     folder, _ = summary
     text = (folder / "summary.md").read_text()
     lines = [line for line in text.splitlines() if line.startswith("| beta")]
-    assert lines[0].startswith("| beta=1 | 2 |") and lines[0].endswith(f"| 0.5 ± {statistics.stdev([0.25, 0.75]):.2g} |")
-    assert lines[1].startswith("| beta=4 | 1 |") and lines[1].endswith("| 0.5 |") and "±" not in lines[1]
+    assert lines[0].startswith("| beta=1 | 2 |") and lines[0].endswith(f"| 0.500 ± {statistics.stdev([0.25, 0.75]):.3f} |")
+    assert lines[1].startswith("| beta=4 | 1 |") and lines[1].endswith("| 0.500 |") and "±" not in lines[1]
     assert "3 of 4 runs are finished" in text
 
 
