@@ -333,10 +333,11 @@ def study(values, path, writer=""):
         lowest = i + columns >= len(values)
         axes.set_xticks(range(len(settings)), settings if lowest else [], rotation=0 if len(settings) <= 3 else 90)
         axes.margins(y=0.12)
+        axes.yaxis.get_major_locator().set_params(integer=all(isinstance(v, int) for points in runs.values() for v in points))
         axes.grid(axis="y", alpha=0.3)
     for axes in panels:  # what is left of the last row
         axes.set_axis_off()
-    figure.suptitle("A dot is a run, a line the median of its setting", x=0.01, ha="left", fontsize=10)
+    figure.suptitle("A dot is a seed, a line the median of its setting", x=0.01, ha="left", fontsize=10)
     save(path, figure.savefig, writer)
 
 

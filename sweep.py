@@ -36,7 +36,8 @@ OWN = ("sweep_name", "parallel", "dry_run")          # flags that main.py does n
 FIXED = ("train", "ckpt_name", "overwrite")          # each run decides by what is on disk
 PAUSE = 0.1      # seconds between looks at the processes
 LOOK = 2         # seconds between looks at the logs
-TRIAL = 10       # seconds of training that --dry_run measures
+TRIAL = 10       # seconds of training that --dry_run measures, and
+ENOUGH = 50      # iterations, at least
 GRACE = 60       # seconds in which a run that another process holds may yet be let go, as after a kill
 MOST = 100_000   # runs of a grid
 
@@ -73,7 +74,7 @@ def make_parser():
     add("--parallel", type=count, default=1,
         help="runs at once in this process, each with its share of the CPU threads unless --threads says how many")
     add("--dry_run", type=boolean, default=False,
-        help=f"print the runs and the time that they will take, from {TRIAL} seconds of training; keep nothing")
+        help=f"print the runs and the hours they will take, from {TRIAL} or more seconds of training; keep nothing")
     return parser
 
 
@@ -294,7 +295,7 @@ def estimate(args, runs, done):
         together = todo[:args.parallel]
         rate = measure(args, together)
         print(f"{len(todo)} of {len(runs)} runs to train, {left:,} iterations. The first {len(together)}, at once, made "
-              f"{rate:.1f} it/s in all for {TRIAL} s just now: {left / rate / 3600:.2f} hours, without pictures and scores")
+              f"{rate:.1f} it/s in all just now: {left / rate / 3600:.2f} hours, without pictures and scores")
 
 
 def measure(args, runs):
@@ -310,9 +311,11 @@ def measure(args, runs):
                     if child.process.poll() is not None:
                         raise UserError(f"{child.run.name}: {child.reason()}")
                 time.sleep(PAUSE)
-            before, began = sum(map(iterations, runs)), time.monotonic()
-            time.sleep(TRIAL)
-            return (sum(map(iterations, runs)) - before) / (time.monotonic() - began)
+            before, began, made, seconds = sum(map(iterations, runs)), time.monotonic(), 0, 0
+            while seconds < TRIAL or made < ENOUGH:
+                time.sleep(PAUSE)
+                made, seconds = sum(map(iterations, runs)) - before, time.monotonic() - began
+            return made / seconds
         finally:
             for child in children:
                 child.process.kill()
