@@ -333,7 +333,8 @@ def study(values, path, writer=""):
         lowest = i + columns >= len(values)
         axes.set_xticks(range(len(settings)), settings if lowest else [], rotation=0 if len(settings) <= 3 else 90)
         axes.margins(y=0.12)
-        axes.yaxis.get_major_locator().set_params(integer=all(isinstance(v, int) for points in runs.values() for v in points))
+        if all(isinstance(value, int) for points in runs.values() for value in points):
+            axes.yaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
         axes.grid(axis="y", alpha=0.3)
     for axes in panels:  # what is left of the last row
         axes.set_axis_off()

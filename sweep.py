@@ -70,7 +70,7 @@ def make_parser():
                                            argparse.RawDescriptionHelpFormatter), {})
     add = parser.add_argument_group("the sweep; all flags above are main.py's, but --viz_name, which is not used, "
                                     f"and {', '.join(f'--{name}' for name in FIXED)}, which are refused").add_argument
-    add("--sweep_name", required=True, help="name of the study: of its folder, and the start of its runs' names")
+    add("--sweep_name", required=True, default=argparse.SUPPRESS, help="name of the study: of its folder, and the start of its runs' names")
     add("--parallel", type=count, default=1,
         help="runs at once in this process, each with its share of the CPU threads unless --threads says how many")
     add("--dry_run", type=boolean, default=False,
