@@ -83,10 +83,22 @@ def pictures(folder):
     for path in [folder / "reconstruction.png", *sorted(folder.glob("traverse_*.png"))] if folder else []:
         seed = path.stem.partition("_")[2]
         what, width = (f"Traversals from {seed}", SIZE[0] * 3 // 2) if seed else ("Reconstructions", SIZE[0])
-        with Image.open(path) as image:
-            height = round(width * image.height / image.width)
-        yield dict(win=path.stem, title=f"{what}, iteration {int(folder.name):,}", png=path.read_bytes(),
-                   size=(width, height + 45))  # the page would cut off the last 45 pixels
+        yield picture(path, f"{what}, iteration {int(folder.name):,}", width)
+
+
+def picture(path, title, width):
+    with Image.open(path) as image:
+        height = round(width * image.height / image.width)
+    return dict(win=path.stem, title=title, png=path.read_bytes(),
+                size=(width, height + 45))  # the page would cut off the last 45 pixels
+
+
+def study(folder, name):
+    """The windows of a sweep: the picture and the table of all its runs."""
+    yield picture(folder / "summary.png", name, 3 * SIZE[0])
+    text = html.escape((folder / "summary.md").read_text())
+    yield dict(win="table", title="Table", size=(3 * SIZE[0], SIZE[1]),
+               html=f"<pre style='color: black; padding: 4px; font-size: 12px'>{text}</pre>")
 
 
 def newest(folder, name, iteration=math.inf):

@@ -77,9 +77,12 @@ def make_parser():
     return parser
 
 
-def parse(argv=None):
-    """Flags as a namespace; what makes no sense ends the program with one line and status 2."""
-    parser = make_parser()
+def parse(argv=None, parser=None):
+    """Flags as a namespace; what makes no sense ends the program with one line and status 2.
+
+    parser: one that knows more flags than those of make_parser.
+    """
+    parser = parser or make_parser()
     args = parser.parse_args(argv)
     for names, holds, rule in (
         (["max_iter", "batch_size", "z_dim", "C_stop_iter", "gather_step", "display_step", "save_step"],

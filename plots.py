@@ -304,6 +304,44 @@ def capacity(log_path, told, path):
     save(path, figure.savefig)
 
 
+# Many runs.
+
+UNITS = {"recon_loss": "nats", "total_kld": "nats", "total_correlation": "nats"}  # of what is no score
+
+
+def study(values, path, writer=""):
+    """Draws how far runs spread: a panel a metric, a column a setting, a dot a run, a line at the median.
+
+    values: {metric: {setting: values of its runs}}, with settings and runs in the same order everywhere: a run's
+    dot has the same place in its column in all panels.
+    """
+    settings = list(next(iter(values.values())))
+    columns = min(len(values), 5 if len(settings) <= 6 else 2)
+    rows = math.ceil(len(values) / columns)
+    width = max(2.6, 0.6 + 0.45 * len(settings))
+    figure = Figure(figsize=(columns * width, 2.6 * rows + 0.4), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False).flat
+    for i, (axes, (metric, runs)) in enumerate(zip(panels, values.items())):
+        for place, setting in enumerate(settings):
+            points = runs[setting]
+            axes.plot(place + 0.5 * (np.arange(len(points)) + 0.5) / len(points) - 0.25, points, "o", color="C0",
+                      alpha=0.6, markersize=6, markeredgewidth=0)
+            axes.hlines(np.median(points), place - 0.32, place + 0.32, color="black", linewidth=1.5)
+        unit = f" ({UNITS[metric]})" if metric in UNITS else ""
+        axes.set(title=metric + unit, xlim=(-0.6, len(settings) - 0.4))
+        axes.title.set_fontsize(10)
+        lowest = i + columns >= len(values)
+        axes.set_xticks(range(len(settings)), settings if lowest else [], rotation=0 if len(settings) <= 3 else 90)
+        axes.margins(y=0.12)
+        if all(isinstance(value, int) for points in runs.values() for value in points):
+            axes.yaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+        axes.grid(axis="y", alpha=0.3)
+    for axes in panels:  # what is left of the last row
+        axes.set_axis_off()
+    figure.suptitle("A dot is a seed, a line the median of its setting", x=0.01, ha="left", fontsize=10)
+    save(path, figure.savefig, writer)
+
+
 def spread(heights, gap):
     """Moves heights apart until neighbours are gap away from each other, from the lowest one upwards."""
     moved, floor = list(heights), -math.inf
@@ -312,9 +350,9 @@ def spread(heights, gap):
     return moved
 
 
-def save(path, write, **options):
-    """Writes a picture through write(file, format=): a reader of path never sees half of it."""
+def save(path, write, writer="", **options):
+    """Writes a picture through write(file, format=): a reader of path never sees half of it. writer: of atomic_file."""
     buffer = io.BytesIO()
     write(buffer, format=path.suffix[1:], **options)
-    with atomic_file(path) as file:
+    with atomic_file(path, writer=writer) as file:
         file.write(buffer.getbuffer())

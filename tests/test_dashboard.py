@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 
 import dashboard
+import plots
 from browser import chromium, look, unavailable
 from conftest import ROOT
 from dashboard import Dashboard
@@ -519,3 +520,13 @@ def test_sending_takes_under_one_percent_of_the_time_and_the_end_is_sent_at_once
         write_run(tmp_path, rows=10)
         board.update(100)
     assert sent.count("recon") == 2
+
+
+def test_a_study_shows_its_picture_and_its_table(server, tmp_path):
+    plots.study({"mig": {"beta=1": [0.1, 0.2], "beta=4": [0.3]}}, tmp_path / "summary.png")
+    (tmp_path / "summary.md").write_text("| beta=1 | <2> |")
+    board = Dashboard(tmp_path, "a study", port=server.port)
+    assert board.send(jobs := {"study": lambda: dashboard.study(tmp_path, "a study")}) and not jobs
+    windows = server.windows("a study")
+    assert set(windows) == {"summary", "table"} and "| beta=1 | &lt;2&gt; |" in windows["table"]["content"]
+    assert windows["summary"]["type"] == "image" and windows["summary"]["title"] == "a study"

@@ -5,6 +5,7 @@ import shlex
 import pytest
 
 import main
+import sweep
 from conftest import ROOT
 
 
@@ -49,42 +50,43 @@ def test_data_that_cannot_be_prepared_is_one_line(capsys, tmp_path):
                       str(tmp_path / "o")]) == 1
     err = capsys.readouterr().err
     assert "Traceback" not in err and "python dataset.py celeba --dset_dir data --download" in err and "GB" in err
-    assert list(tmp_path.iterdir()) == []
+    assert {p.name for p in tmp_path.rglob("*") if p.is_file()} == {"lock"}
 
 
 def commands():
-    """Each main.py command of the README and of the scripts, with its line ends joined."""
+    """Each command of main.py and sweep.py in README and scripts: file, program, flags, with its line ends joined."""
     for path in [ROOT / "README.md", *ROOT.glob("*.sh")]:
         text = path.read_text().replace("\\\n", " ")
         for line in text.splitlines():
             if "--help" in line:
                 continue
-            if found := re.search(r"(?:python|PYTHON:-python}\"?) main\.py(.*)", line):
-                yield path.name, found[1].replace('"$@"', "").split("`")[0].split("#")[0]
-            elif found := re.search(r"sh run_\w+\.sh(.*)", line):
-                yield path.name, found[1].split("`")[0].split("#")[0].split("*")[0]
+            program = sweep if "sweep.py" in line else main
+            if found := re.search(r"(?:python|PYTHON:-python}\"?) main\.py(.*)", line.replace('"${PROGRAM:-main.py}"', "main.py")):
+                yield path.name, program, found[1].replace('"$@"', "").split("`")[0].split("#")[0]
+            elif found := re.search(r"(?:sh run_\w+\.sh|(?:python|\d) sweep\.py)(.*)", line):
+                yield path.name, program, re.split("[`#*']", found[1])[0]
 
 
-@pytest.mark.parametrize("file, flags", list(commands()))
-def test_every_command_parses(file, flags):
-    main.parse(shlex.split(flags))
+@pytest.mark.parametrize("file, program, flags", list(commands()))
+def test_every_command_parses(file, program, flags):
+    program.parse(shlex.split(flags))
 
 
 def test_the_commands_are_there_and_every_script_that_the_readme_names_exists():
-    assert {"README.md", "run_dsprites_B.sh"} <= {file for file, _ in commands()}
+    assert {"README.md", "run_dsprites_B.sh"} <= {file for file, _, _ in commands()}
     readme = (ROOT / "README.md").read_text()
     for name in re.findall(r"[\w/]+\.(?:py|sh|png|txt)\b", readme):
-        if not name.startswith(("outputs", "traverse", "reconstruction", "curves", "capacity", "factors", "latent_",
+        if not name.startswith(("outputs", "traverse", "reconstruction", "curves", "capacity", "factors", "latent_", "summary",
                                     "mutual_")):
             assert (ROOT / name).exists(), name
 
 
 def test_the_dsprites_scripts_are_the_papers_settings():
-    flags = next(flags for file, flags in commands() if file == "run_dsprites_H.sh" and "beta" in flags)
+    flags = next(flags for file, _, flags in commands() if file == "run_dsprites_H.sh" and "beta" in flags)
     args = main.parse(shlex.split(flags))
     assert (args.objective, args.model, args.beta, args.optimizer, args.lr) == ("H", "FC", 4, "adagrad", 1e-2)
     assert (args.dataset, args.z_dim, args.viz_name) == ("dsprites", 10, "dsprites_H")
-    flags = next(flags for file, flags in commands() if file == "run_dsprites_B.sh" and "gamma" in flags)
+    flags = next(flags for file, _, flags in commands() if file == "run_dsprites_B.sh" and "gamma" in flags)
     args = main.parse(shlex.split(flags))
     assert (args.objective, args.model, args.gamma, args.C_max, args.C_stop_iter) == ("B", "B", 1000, 25, 10**5)
     assert (args.lr, args.beta1, args.beta2, args.batch_size, args.z_dim) == (5e-4, 0.9, 0.999, 64, 10)
