@@ -14,7 +14,7 @@ from dashboard import Dashboard
 from dataset import return_data
 from model import MODELS
 from utils import (Checkpoints, Log, StopSignals, UserError, atomic_file, find_device, git_commit,
-                   keep_freed_memory, progress, versions)
+                   keep_freed_memory, progress, take_folder, versions)
 
 
 # The objective. All terms are in nats: summed over pixels or latents, averaged over the batch.
@@ -108,6 +108,8 @@ class Solver:
             torch.backends.cuda.matmul.fp32_precision = torch.backends.cudnn.conv.fp32_precision = "tf32"
         self.checkpoints = Checkpoints(Path(args.ckpt_dir) / args.viz_name)
         self.outputs = Path(args.output_dir) / args.viz_name
+        folders = (self.checkpoints.folder, self.outputs) if args.train else ()
+        self.locks = [take_folder(folder) for folder in folders]  # before anything of another run is read
         self.dashboard = Dashboard(self.outputs, args.viz_name, args.viz_server, args.viz_port)
         state = self.find_checkpoint()
 

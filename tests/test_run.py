@@ -95,7 +95,7 @@ def test_a_run_writes_log_arguments_pictures_and_checkpoints(runs):
     for name in ("curves", "capacity"):
         Image.open(runs.outputs("run") / f"{name}.png").verify()
     assert "[20]" in output and "[40]" in output
-    assert {p.name for p in runs.checkpoint("run").parent.iterdir()} == {"last", "previous"}
+    assert {p.name for p in runs.checkpoint("run").parent.iterdir()} == {"last", "previous", "lock"}
     assert read_checkpoint(runs.checkpoint("run", "previous"))["iter"] == 30
 
 
@@ -104,7 +104,7 @@ def test_objective_H_leaves_C_empty_and_no_pictures_are_written_when_not_wanted(
     assert "beta 4: normalised" in output and "0.00977" in output  # 4 * 10 / 4096
     rows = list(csv.DictReader(open(runs.outputs("H") / "log.csv")))
     assert [(row["iter"], row["C"]) for row in rows] == [("5", ""), ("9", "")]  # max_iter is no multiple
-    assert {p.name for p in runs.outputs("H").iterdir()} == {"log.csv", "args.json"}
+    assert {p.name for p in runs.outputs("H").iterdir()} == {"log.csv", "args.json", "lock"}
     assert read_checkpoint(runs.checkpoint("H"))["iter"] == 9
 
 
@@ -161,7 +161,7 @@ def test_starting_afresh_over_a_run_needs_overwrite(runs):
     assert "--overwrite" in error and runs.checkpoint("run").read_bytes() == saved
     runs.run("run", "--ckpt_name", "none", "--overwrite", "True", "--seed", 2, "--max_iter", 8)
     assert read_log(runs.outputs("run") / "log.csv")["iter"] == [8]
-    assert [p.name for p in runs.checkpoint("run").parent.iterdir()] == ["last"]  # nothing of the old run
+    assert {p.name for p in runs.checkpoint("run").parent.iterdir()} == {"last", "lock"}  # nothing of the old run
     assert read_checkpoint(runs.checkpoint("run"))["iter"] == 8
 
 
@@ -179,7 +179,7 @@ def test_going_back_to_an_older_checkpoint_needs_overwrite_and_forgets_what_came
     for kept in ("20", "50000"):  # before and after where it goes back to
         shutil.copy(runs.checkpoint("run"), runs.checkpoint("run", kept))
     runs.run("run", "--ckpt_name", "previous", "--overwrite", "yes")
-    assert {p.name for p in runs.checkpoint("run").parent.iterdir()} == {"last", "previous", "20"}
+    assert {p.name for p in runs.checkpoint("run").parent.iterdir()} == {"last", "previous", "20", "lock"}
     assert read_checkpoint(runs.checkpoint("run", "previous"))["iter"] == 30
     assert_same_run(runs, "whole", "run")
 
