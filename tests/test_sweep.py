@@ -18,7 +18,7 @@ import sweep
 from conftest import ROOT
 from sweep import Place, find_place
 from test_run import assert_same_run
-from utils import read_checkpoint
+from utils import LOCK, read_checkpoint
 
 LONG = ["--max_iter", 400, "--save_step", 400, "--display_step", 400]  # some seconds
 
@@ -132,7 +132,7 @@ def test_finished_runs_are_skipped_and_interrupted_ones_resume(runs, call):
 
 
 def test_a_run_counts_as_finished_once_it_has_the_scores_asked_for(runs):
-    runs.run("s", "--max_iter", 8)
+    runs.run("s", "--max_iter", 8, "--save_output", "False")
     args, grid = sweep.parse(arguments(runs, "--metrics", "fast", "--max_iter", 8))
     (runs.outputs("s") / "8").mkdir(exist_ok=True)
     for level, done in ((None, False), ("full", False), ("fast", True)):
@@ -151,19 +151,20 @@ def test_a_run_that_fails_is_one_line_and_the_others_are_trained(runs, call):
     assert "s_seed=2: finished" in out and "1 of 2 runs are finished" in out
 
 
-@pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_lets_the_runs_save_and_the_same_call_goes_on(runs, number, status):
-    process = start(runs, "--seed", "1,2", "--parallel", 2, *LONG)
-    wait_until(lambda: training(runs, "s_seed=1") and training(runs, "s_seed=2"))
-    os.killpg(process.pid, number)  # as a terminal and as torchrun do: the whole group
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == status and "the same command goes on" in output and "Traceback" not in output
-    for seed in (1, 2):
-        assert 0 < read_checkpoint(runs.checkpoint(f"s_seed={seed}"))["iter"] < 400
-
-
-def test_runs_of_a_killed_sweep_save_end_and_are_finished_by_a_second_call(runs, call):
+def test_ctrl_c_lets_a_run_save_and_the_sweep_says_so(runs):
     process = start(runs, "--seed", "1,2", *LONG)
+    wait_until(lambda: training(runs, "s_seed=1"))
+    child, = children_of(process.pid)
+    assert os.getpgid(child) != process.pid  # or the run would be told twice, by the terminal and by the sweep
+    os.killpg(process.pid, signal.SIGINT)  # to the whole group, as a terminal sends it, and torchrun SIGTERM
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130 and "the same command goes on" in output and "Traceback" not in output
+    assert 0 < read_checkpoint(runs.checkpoint("s_seed=1"))["iter"] < 400
+    assert not runs.outputs("s_seed=2").exists()
+
+
+def test_the_run_of_a_killed_sweep_saves_ends_and_is_finished_by_a_second_call(runs, call):
+    process = start(runs, "--seed", "1-1", *LONG)
     wait_until(lambda: training(runs, "s_seed=1"))
     child, = children_of(process.pid)
     process.kill()
@@ -171,7 +172,7 @@ def test_runs_of_a_killed_sweep_save_end_and_are_finished_by_a_second_call(runs,
     wait_until(lambda: not runs_on(child), 30)
     stopped = read_checkpoint(runs.checkpoint("s_seed=1"))["iter"]
     assert 0 < stopped < 400  # told to stop, it saved
-    call("--seed", "1,2", *LONG)
+    call("--seed", "1-1", *LONG)
     assert f"resumed at iteration {stopped}" in said(runs, "s_seed=1")
     runs.run("alone", "--seed", 1, "--save_output", "False", *LONG)
     assert_same_run(runs, "alone", "s_seed=1")
@@ -179,19 +180,18 @@ def test_runs_of_a_killed_sweep_save_end_and_are_finished_by_a_second_call(runs,
 
 # Many processes.
 
-def test_what_another_process_trains_is_left_alone_until_it_is_free(runs):
-    other = runs.start("s_seed=1", "--seed", 1, "--save_output", "False", *LONG)
-    wait_until(lambda: training(runs, "s_seed=1"))
-    process = start(runs, "--seed", "1,2", *LONG, "--max_iter", 40)
-    wait_until(lambda: training(runs, "s_seed=2"))
-    assert not (runs.outputs("s") / "s_seed=1.txt").exists()
-    error = runs.run("s_seed=1", "--seed", 1, status=1).stderr
-    assert f"pid {other.pid} on " in error and error.count("\n") == 1
-    other.kill()
-    other.communicate()
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == 0 and "2 of 2 runs are finished" in output
-    assert "s_seed=1: finished" in output  # by the sweep, once nobody else trained it
+def test_what_another_process_trains_is_left_alone_until_it_is_free(runs, call):
+    folder = runs.outputs("s_seed=1")
+    folder.mkdir(parents=True)
+    hold = ("import fcntl, os, sys, time; file = open(sys.argv[1], 'a+'); fcntl.lockf(file, fcntl.LOCK_EX); print(flush=True)\n"
+            "while not os.path.exists(sys.argv[2]): time.sleep(0.1)\n"
+            "time.sleep(2)")
+    with subprocess.Popen([sys.executable, "-c", hold, folder / LOCK, runs.outputs("s") / "summary.png"],
+                          stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        out, _ = call("--seed", "1,2")
+        assert other.poll() == 0  # the sweep waited for it
+    assert out.index("s_seed=2: finished") < out.index("s_seed=1: finished") and "2 of 2 runs are finished" in out
 
 
 def test_torchrun_and_slurm_say_which_process_this_is():
@@ -247,17 +247,15 @@ def test_two_processes_of_torchrun_train_each_run_once(runs):
     assert [row["finished"] for row in rows] == ["True"] * 3
 
 
-def test_torchrun_starts_again_when_a_process_is_killed_and_nothing_is_lost(runs):
-    flags = ["--seed", "0-2", *LONG]
-    process = start(runs, *flags, launcher=torchrun("--max_restarts", "1"))
+def test_torchrun_starts_again_when_a_process_is_killed_and_its_run_goes_on(runs):
+    process = start(runs, "--seed", "0-1", *LONG, launcher=torchrun("--max_restarts", "1"))
     wait_until(lambda: training(runs, "s_seed=0") and training(runs, "s_seed=1"))
     victim = next(pid for pid in children_of(process.pid) if children_of(pid))
     os.kill(victim, signal.SIGKILL)
     output, _ = process.communicate(timeout=180)
-    assert process.returncode == 0 and "3 of 3 runs are finished" in output, output
-    assert "resumed at iteration" in said(runs, "s_seed=0") and "resumed at iteration" in said(runs, "s_seed=1")
-    runs.run("alone", "--seed", 0, "--save_output", "False", *LONG)
-    assert_same_run(runs, "alone", "s_seed=0")
+    assert process.returncode == 0 and "2 of 2 runs are finished" in output, output
+    for name in ("s_seed=0", "s_seed=1"):  # that of the killed process, and that of the one which torchrun then stopped
+        assert "stopped at iteration" in said(runs, name) and "resumed at iteration" in said(runs, name)
 
 
 # What is made of it.
