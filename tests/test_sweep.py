@@ -184,7 +184,8 @@ def test_what_another_process_trains_is_left_alone_until_it_is_free(runs, call):
     folder = runs.outputs("s_seed=1")
     folder.mkdir(parents=True)
     hold = ("import fcntl, os, sys, time; file = open(sys.argv[1], 'a+'); fcntl.lockf(file, fcntl.LOCK_EX); print(flush=True)\n"
-            "while not os.path.exists(sys.argv[2]): time.sleep(0.1)\n"
+            "end = time.time() + 120\n"
+            "while not os.path.exists(sys.argv[2]) and time.time() < end: time.sleep(0.1)\n"
             "time.sleep(2)")
     with subprocess.Popen([sys.executable, "-c", hold, folder / LOCK, runs.outputs("s") / "summary.png"],
                           stdout=subprocess.PIPE) as other:
