@@ -2,11 +2,11 @@
 
     python tests/crash.py --kills 200 --minutes 30 --dset_dir data
 
-Real trainings on dSprites, small ones: batches of 4, 240 iterations, a checkpoint every 30, pictures every 80. Each is
-killed at a random moment, or as it writes a checkpoint, a row of the log or a picture, and called again with the same
-flags, until one call gets to the end. Then weights, optimiser, noise, log.csv and pictures are compared, byte for byte,
-with those of a run in a process of its own that nobody disturbed. The trainings that are killed are forked from this
-process, which has loaded torch but computes nothing: it saves the seconds that imports take.
+Real trainings on dSprites, small ones: batches of 1, 240 iterations, a checkpoint every 30; one in three draws
+pictures, every 120. Each is killed at a random moment, or as it writes a checkpoint, a row of the log or a picture, and called
+again with the same flags, until one call gets to the end. Then weights, optimiser, noise, log.csv and pictures are
+compared, byte for byte, with those of a run in a process of its own that nobody disturbed. The trainings that are killed
+are forked from this process, which has loaded torch but computes nothing: it saves the seconds that imports take.
 """
 import argparse
 import ctypes
@@ -29,14 +29,15 @@ import torch
 
 import main as program
 from solver import Solver
-from utils import Log, Parser, read_checkpoint
+from utils import Log, Parser, progress, read_checkpoint
 
-SAVE_STEP = 30
-FLAGS = ["--model", "B", "--objective", "B", "--batch_size", 4, "--max_iter", 240, "--gather_step", 7, "--display_step", 80,
-         "--save_step", SAVE_STEP, "--threads", 1, "--viz_on", False]
+END, SAVE_STEP = 240, 30
+FLAGS = ["--model", "B", "--objective", "B", "--batch_size", 1, "--max_iter", END, "--gather_step", 7,
+         "--display_step", 120, "--save_step", SAVE_STEP, "--threads", 1, "--viz_on", False]
 # Kinds of kills: signals, where they are aimed, and up to which event there (a file opened, moved, removed; a row).
-KINDS = [("SIGKILL", "anywhere", 0), ("SIGKILL", "checkpoint", 20), ("SIGKILL", "log", 40), ("SIGKILL", "pictures", 90),
+KINDS = [("SIGKILL", "anywhere", 0), ("SIGKILL", "checkpoint", 20), ("SIGKILL", "log", 60),
          ("SIGTERM", "anywhere", 0), ("Ctrl-C", "anywhere", 0), ("Ctrl-C twice", "anywhere", 0)]
+DRAWING = [("SIGKILL", "pictures", 40), ("SIGKILL", "anywhere", 0)]
 SIGNALS = {"SIGKILL": [signal.SIGKILL], "SIGTERM": [signal.SIGTERM], "Ctrl-C": [signal.SIGINT],
            "Ctrl-C twice": [signal.SIGINT, signal.SIGINT]}
 STATUS = {"SIGKILL": {-9}, "SIGTERM": {143, -15}, "Ctrl-C": {130}, "Ctrl-C twice": {130, -2}}
@@ -45,10 +46,10 @@ STATUS = {"SIGKILL": {-9}, "SIGTERM": {143, -15}, "Ctrl-C": {130}, "Ctrl-C twice
 class Training:
     """A run of main.py under a name, called again and again: each time a fork of this process."""
 
-    def __init__(self, folder, name, dset_dir):
+    def __init__(self, folder, name, dset_dir, draws):
         self.outputs, self.checkpoints, self.text = folder / "out" / name, folder / "ckpt" / name, folder / f"{name}.txt"
         self.flags = [*FLAGS, "--viz_name", name, "--dset_dir", dset_dir, "--output_dir", folder / "out",
-                      "--ckpt_dir", folder / "ckpt"]
+                      "--ckpt_dir", folder / "ckpt", "--save_output", draws]
         self.flags = list(map(str, self.flags))
         self.reached = ctypes.c_int64.from_buffer(mmap.mmap(-1, 8))  # iteration, shared with the fork
 
@@ -112,11 +113,11 @@ class Training:
         return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
     def kill(self, kind, place, latest, length, rng):
-        """Calls it once more and kills it; returns its exit status."""
-        at_once = place != "anywhere" and rng.random() < 0.5
-        pid, reader = self.fork(place, rng.randint(1, latest) if latest else 0, at_once)
+        """Calls it once more, which takes length seconds from the start, and kills it; returns its exit status."""
+        at_once, left = place != "anywhere" and rng.random() < 0.5, 1 - self.resumed() / END
+        pid, reader = self.fork(place, rng.randint(1, max(1, int(latest * left))), at_once)
         if place == "anywhere":
-            time.sleep(rng.random() * length)
+            time.sleep(rng.random() * length * left)
         else:
             select.select([reader], [], [])  # a byte, or its end
             time.sleep(rng.random() * 0.02)
@@ -134,8 +135,9 @@ class Training:
         return 0
 
     def temporaries(self):
-        """Whether something was being written as it was killed: it is still there, under its temporary name."""
-        return any(path.is_file() for folder in (self.outputs, self.checkpoints) for path in folder.rglob(".*.tmp"))
+        """What was being written as it was killed: it is still there, under its temporary name; with the time."""
+        return {(path, path.stat().st_mtime_ns) for folder in (self.outputs, self.checkpoints)
+                for path in folder.rglob(".*.tmp")}
 
 
 def same(a, b):
@@ -158,42 +160,59 @@ def differences(one, other):
     return found + [name for name in files[0].keys() | files[1].keys() if files[0].get(name) != files[1].get(name)]
 
 
-def campaign(folder, dset_dir, kills, minutes, seed, kinds=KINDS, bar=None):
-    """Kills trainings in folder; returns {kind: [kills, those amid writing, most iterations lost]} and what went wrong."""
-    rng, end = random.Random(seed), time.monotonic() + 60 * minutes
-    whole = Training(folder, "whole", dset_dir)
+def undisturbed(folder, dset_dir, draws):
+    """A finished training in a process of its own, and the seconds that a fork takes for the same."""
+    whole, fork = (Training(folder, f"{name}_{draws}", dset_dir, draws) for name in ("whole", "fork"))
     subprocess.run([sys.executable, ROOT / "main.py", *whole.flags], check=True, stdout=subprocess.DEVNULL,
                    stderr=subprocess.DEVNULL)
-    again, start = Training(folder, "again", dset_dir), time.monotonic()
-    faults = [] if again.run() == 0 and not differences(whole, again) else ["a fork does not train as a process does"]
-    length = time.monotonic() - start
-    table, done, name = {kind[:2]: [0, 0, 0] for kind in kinds}, 0, 0
-    while done < kills and time.monotonic() < end:
-        name, status = name + 1, None
-        training = Training(folder, f"run_{name}", dset_dir)
-        while status != 0 and done < kills:
-            kind = kinds[done % len(kinds)]
-            training.reached.value = 0
-            status = training.kill(*kind, length, rng)
-            if status == 0:
-                continue
-            row, resumed = table[kind[:2]], training.resumed()
-            lost = max(0, training.reached.value - resumed)
-            row[:] = row[0] + 1, row[1] + training.temporaries(), max(row[2], lost)
-            done += 1
-            if bar is not None:
-                bar.update()
-            if status not in STATUS[kind[0]]:
-                faults.append(f"run_{name}: {kind[0]} ended it with status {status}")
-            if lost > SAVE_STEP or kind[0] in ("SIGTERM", "Ctrl-C") and training.reached.value and lost > 1:
-                faults.append(f"run_{name}: {kind[0]} lost {lost} iterations")
-        if status != 0 and (status := training.run()):
-            faults.append(f"run_{name}: could not be trained on, status {status}")
-        elif different := differences(whole, training):
-            faults.append(f"run_{name}: differs in {', '.join(different)}")
-        if "Traceback" in (text := training.text.read_text(errors="replace")):
-            faults.append(f"run_{name}: {text[text.index('Traceback'):]}")
-    return table, faults, name
+    start = time.monotonic()
+    if fork.run() or differences(whole, fork):
+        sys.exit("a fork does not train as a process of its own does")
+    return whole, time.monotonic() - start
+
+
+def disturbed(training, whole, length, kinds, most, rng):
+    """Kills a training until it ends, or most times; yields (kind, amid writing, lost iterations, fault or None)."""
+    status = None
+    while status != 0 and most > 0:
+        kind = rng.choice(kinds)
+        training.reached.value, before = 0, training.temporaries()
+        if (status := training.kill(*kind, length, rng)) == 0:
+            break
+        most -= 1
+        lost = max(0, training.reached.value - training.resumed())
+        allowed = 1 if kind[0] in ("SIGTERM", "Ctrl-C") and status > 0 else SAVE_STEP  # it may come between two of them
+        fault = (f"{kind[0]} lost {lost} iterations" if lost > allowed else
+                 f"{kind[0]} ended it with status {status}" if status not in STATUS[kind[0]] else None)
+        yield kind[:2], bool(training.temporaries() - before), lost, fault
+    status = training.run() if status else 0
+    fault = f"ends with status {status}" if status else ", ".join(differences(whole, training))
+    text = training.text.read_text(errors="replace")
+    if "Traceback" in text:
+        fault += text[text.index("Traceback"):]
+    if fault:
+        yield None, False, 0, f"{training.outputs.name} {fault}"
+
+
+def campaign(folder, dset_dir, kills, minutes, seed, draw=True, bar=None):
+    """Kills trainings in folder, of which one in three draws; returns {kind: [kills, amid writing, most lost]}, the
+    number of trainings, and faults."""
+    rng, end = random.Random(seed), time.monotonic() + 60 * minutes
+    whole = {draws: undisturbed(folder, dset_dir, draws) for draws in {False, draw}}
+    table, faults, runs = {kind[:2]: [0, 0, 0] for kind in KINDS + DRAWING}, [], 0
+    while (done := sum(row[0] for row in table.values())) < kills and time.monotonic() < end:
+        draws = draw and runs % 3 == 1
+        training = Training(folder, f"run_{runs}", dset_dir, draws)
+        for kind, amid, lost, fault in disturbed(training, *whole[draws], DRAWING if draws else KINDS, kills - done, rng):
+            if fault:
+                faults.append(fault)
+            if kind:
+                row = table[kind]
+                row[:] = row[0] + 1, row[1] + amid, max(row[2], lost)
+                if bar is not None:
+                    bar.update()
+        runs += 1
+    return table, runs, faults
 
 
 def main(argv=None):
@@ -204,9 +223,8 @@ def main(argv=None):
     parser.add_argument("--seed", type=int, default=1, help="of the moments")
     parser.add_argument("--dset_dir", default="data", help="folder of dSprites")
     args = parser.parse_args(argv)
-    from utils import progress
     with tempfile.TemporaryDirectory() as folder, progress(total=args.kills, unit=" kills", delay=0, leave=True) as bar:
-        table, faults, runs = campaign(Path(folder), args.dset_dir, args.kills, args.minutes, args.seed, bar=bar)
+        table, runs, faults = campaign(Path(folder), args.dset_dir, args.kills, args.minutes, args.seed, bar=bar)
     print(f"{'kill':<14}{'aimed at':<12}{'kills':>6}{'amid writing':>14}{'most iterations lost':>22}")
     for (kind, place), (count, amid, lost) in table.items():
         print(f"{kind:<14}{place:<12}{count:>6}{amid:>14}{lost:>22}")

@@ -1,5 +1,6 @@
 """What can go wrong, and that nothing is lost by it and no harm done."""
 import os
+import random
 import signal
 import time
 
@@ -59,3 +60,11 @@ def test_a_child_does_not_keep_the_lock_of_a_process_that_is_gone(tmp_path):
         os.kill(child, signal.SIGKILL)
         os.close(reader), os.close(writer)
     assert lock_holder(tmp_path / "nothing") is None
+
+
+# Crashes.
+
+def test_killed_in_any_way_and_amid_writing_a_run_ends_with_the_bytes_of_one_that_was_left_alone(tmp_path, dset_dir):
+    import crash
+    table, _, faults = crash.campaign(tmp_path, dset_dir, kills=20, minutes=2, seed=random.random(), draw=False)
+    assert faults == [] and sum(kills for kills, _, _ in table.values()) >= 10
