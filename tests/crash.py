@@ -28,11 +28,12 @@ sys.path.insert(0, str(ROOT))
 import torch
 
 import main as program
+from checkpoints import read_checkpoint
 from solver import Solver
-from utils import Log, Parser, progress, read_checkpoint
+from utils import Log, Parser, progress
 
-END, SAVE_STEP = 240, 30
-FLAGS = ["--model", "B", "--objective", "B", "--batch_size", 1, "--max_iter", END, "--gather_step", 7,
+SAVE_STEP = 30
+FLAGS = ["--model", "B", "--objective", "B", "--batch_size", 1, "--max_iter", 240, "--gather_step", 7,
          "--display_step", 120, "--save_step", SAVE_STEP, "--threads", 1, "--viz_on", False]
 # Kinds of kills: signals, where they are aimed, and up to which event there (a file opened, moved, removed; a row).
 KINDS = [("SIGKILL", "anywhere", 0), ("SIGKILL", "checkpoint", 20), ("SIGKILL", "log", 60),
@@ -113,11 +114,11 @@ class Training:
         return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
     def kill(self, kind, place, latest, length, rng):
-        """Calls it once more, which takes length seconds from the start, and kills it; returns its exit status."""
-        at_once, left = place != "anywhere" and rng.random() < 0.5, 1 - self.resumed() / END
-        pid, reader = self.fork(place, rng.randint(1, max(1, int(latest * left))), at_once)
+        """Calls it once more, which takes up to length seconds, and kills it; returns its exit status."""
+        at_once = place != "anywhere" and rng.random() < 0.5
+        pid, reader = self.fork(place, rng.randint(1, latest + 1), at_once)
         if place == "anywhere":
-            time.sleep(rng.random() * length * left)
+            time.sleep(rng.random() * length)
         else:
             select.select([reader], [], [])  # a byte, or its end
             time.sleep(rng.random() * 0.02)

@@ -1,10 +1,30 @@
 """What can go wrong, and that nothing is lost by it and no harm done."""
+import copy
 import os
+import pickle
 import random
+import resource
+import shutil
 import signal
+import subprocess
+import sys
 import time
+import zipfile
 
-from utils import lock_holder, take_folder
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import crash
+import dataset
+import main
+from checkpoints import Checkpoints, read_checkpoint
+from conftest import ROOT, Runs
+from crash import same
+from solver import Solver
+from utils import UserError, lock_holder, read_log, take_folder
 
 
 def wait_for(path, process):
@@ -65,6 +85,144 @@ def test_a_child_does_not_keep_the_lock_of_a_process_that_is_gone(tmp_path):
 # Crashes.
 
 def test_killed_in_any_way_and_amid_writing_a_run_ends_with_the_bytes_of_one_that_was_left_alone(tmp_path, dset_dir):
-    import crash
     table, _, faults = crash.campaign(tmp_path, dset_dir, kills=20, minutes=2, seed=random.random(), draw=False)
     assert faults == [] and sum(kills for kills, _, _ in table.values()) >= 10
+
+
+# Damaged checkpoints.
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, dset_dir):
+    """A run of 20 iterations, with checkpoints of 10 and 20: not to be changed."""
+    runs = Runs(tmp_path_factory.mktemp("trained"), dset_dir)
+    runs.run("run", "--max_iter", 20, "--save_output", "no")
+    return runs
+
+
+@pytest.fixture
+def copied(trained, tmp_path, dset_dir):
+    shutil.copytree(trained.folder, tmp_path / "copy")
+    return Runs(tmp_path / "copy", dset_dir)
+
+
+def structure(data, path):
+    """The places in a zip file that are no member's content: headers, padding and the list at its end."""
+    inside = np.zeros(len(data), bool)
+    with zipfile.ZipFile(path) as archive:
+        for info in archive.infolist():
+            name, extra = (int.from_bytes(data[info.header_offset + at:][:2], "little") for at in (26, 28))
+            start = info.header_offset + 30 + name + extra
+            inside[start:start + info.compress_size] = True
+    return np.flatnonzero(~inside)
+
+
+def test_of_500_flipped_bytes_each_is_found_or_changes_nothing(trained, tmp_path):
+    path, rng = trained.checkpoint("run"), random.Random(1)
+    data, true, found = path.read_bytes(), read_checkpoint(path), 0
+    places = [rng.randrange(len(data)) for _ in range(250)] + rng.choices(structure(data, path), k=250)
+    for place in places:
+        flipped = bytearray(data)
+        flipped[place] ^= rng.randrange(1, 256)
+        (tmp_path / "last").write_bytes(flipped)
+        try:
+            assert same(read_checkpoint(tmp_path / "last"), true), place
+        except ValueError as error:
+            assert "\n" not in str(error)
+            found += 1
+    assert found > 240  # those in the content
+
+
+def test_a_checkpoint_cut_at_any_percent_gives_way_to_the_one_before(copied, capsys):
+    data, before = copied.checkpoint("run").read_bytes(), read_checkpoint(copied.checkpoint("run", "previous"))
+    for percent in range(100):
+        copied.checkpoint("run").write_bytes(data[:len(data) * percent // 100])
+        assert same(Checkpoints(copied.checkpoint("run").parent).load(), before)
+        out = capsys.readouterr().out
+        assert out.count("\n") == 2 and "cannot be read" in out and "previous of iteration 10" in out
+
+
+def test_a_folder_in_the_place_of_last_is_moved_away_and_the_one_before_is_used(copied):
+    copied.checkpoint("run").unlink()
+    (copied.checkpoint("run") / "in it").mkdir(parents=True)
+    assert "resumed at iteration 10" in copied.run("run", "--max_iter", 20).stdout
+    assert read_checkpoint(copied.checkpoint("run"))["iter"] == 20
+    assert (copied.checkpoint("run", "last.folder") / "in it").is_dir()
+
+
+# Files of strangers.
+
+class Code:
+    """Pickled, it makes a file as it is loaded: a marker that it was run."""
+
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return open, (str(self.marker), "w")
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_checkpoint_that_would_run_code_is_refused(trained, tmp_path, zipped):
+    state = {**read_checkpoint(trained.checkpoint("run")), "win_states": Code(tmp_path / "marker")}
+    torch.save(state, tmp_path / "bad", _use_new_zipfile_serialization=zipped)
+    error = trained.run("other", "--train", "no", "--ckpt_name", tmp_path / "bad", status=1).stderr
+    assert "might run code" in error and error.count("\n") == 1 and not (tmp_path / "marker").exists()
+    torch.load(tmp_path / "bad", weights_only=False)
+    assert (tmp_path / "marker").exists()  # it would have
+
+
+def test_a_checkpoint_that_unpacks_to_more_than_it_holds_is_refused_before_it_takes_memory(tmp_path):
+    with zipfile.ZipFile(tmp_path / "bomb", "w", zipfile.ZIP_DEFLATED) as archive, \
+            archive.open("archive/data/0", "w") as member:
+        for _ in range(200):
+            member.write(bytes(2**20))
+    with pytest.raises(ValueError, match="more than the file holds"):
+        read_checkpoint(tmp_path / "bomb")
+
+
+@pytest.mark.parametrize("header", [
+    "{'descr': '|u1', 'fortran_order': False, 'shape': (737280, 64, 80000000000)}",
+    "{'descr': '|u1', 'fortran_order': False, 'shape': (2**80,)}",
+    "{'descr': '|u1', 'fortran_order': False, 'shape': (1180591620717411303424, 3)}",
+    "{'descr': '|u1', 'fortran_order': False, 'shape': (-1, 64, 8)}", "{'descr': '|O', 'fortran_order': False, 'shape': (9,)}",
+    "{'descr': '|u1'}", "[" * 3000, "\0" * 9,
+])
+def test_a_prepared_set_whose_header_lies_is_not_believed(tmp_path, header):
+    text = header.encode().ljust(4000) + b"\n"
+    (tmp_path / "celeba_64x64.npy").write_bytes(b"\x93NUMPY\1\0" + len(text).to_bytes(2, "little") + text + bytes(100))
+    assert dataset.map_cache(tmp_path / "celeba_64x64.npy") is None
+    (tmp_path / "celeba_64x64.json").write_text('{"version": 1, "count": -1, "channels": 64}')
+    assert dataset.read_manifest(tmp_path / "celeba_64x64.npy") is None
+
+
+CHANGES = [("iter", -1), ("iter", "9"), ("iter", None), ("model_states", {}), ("model_states.net", {"a": 1}), ("model_states.net", []),
+           ("optim_states", 3), ("optim_states.optim", {}), ("optim_states.optim.state", {}), ("optim_states.optim.state", [1]),
+           ("optim_states.optim.state.0", {}), ("optim_states.optim.state.0.exp_avg", torch.zeros(1)),
+           ("optim_states.optim.state.0.step", "x"), ("optim_states.optim.param_groups", []),
+           ("optim_states.optim.param_groups", [{"params": [1]}]), ("optim_states.optim.param_groups", [{}]),
+           ("arguments", {}), ("arguments", 5), ("arguments.lr", "x"), ("arguments.z_dim", 10**12), ("arguments.model", [1]),
+           ("arguments.model", "Z"), ("arguments.beta1", 7), ("generators", {}), ("generators.noise", torch.zeros(3, dtype=torch.uint8)),
+           ("generators.noise", torch.zeros(5056)), ("window", None), ("window.sums", torch.zeros(3, dtype=torch.float64)),
+           ("window.count", -2), ("window.last_row", "x"), ("window.last_row", [1.0]), ("device", None), ("data", ["x"])]
+
+
+@pytest.mark.parametrize("name, value", CHANGES)
+def test_a_checkpoint_with_a_field_of_another_kind_is_one_line(trained, tmp_path, name, value):
+    state = copy.deepcopy(read_checkpoint(trained.checkpoint("run")))
+    part = state
+    *path, last = name.split(".")
+    for key in path:
+        part = part[int(key) if key.isdecimal() else key]
+    part[int(last) if last.isdecimal() else last] = value
+    torch.save(state, tmp_path / "bad")
+    for flags in ([], ["--train", "no"]):
+        error = trained.run("other", *flags, "--ckpt_name", tmp_path / "bad", "--overwrite", "yes", status=1).stderr
+        assert error.startswith("main.py: ") and error.count("\n") == 1
+
+
+def test_a_public_checkpoint_without_a_whole_optimiser_is_one_line(trained, tmp_path):
+    state = read_checkpoint(trained.checkpoint("run"))
+    optim = {"state": {}, "param_groups": [{"params": list(range(32))}]}
+    torch.save({"iter": 20, "model_states": state["model_states"], "optim_states": {"optim": optim}}, tmp_path / "bad")
+    error = trained.run("other", "--ckpt_name", tmp_path / "bad", status=1).stderr
+    assert "its optimiser" in error and error.count("\n") == 1
