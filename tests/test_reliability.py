@@ -1,9 +1,9 @@
 """What can go wrong, and that nothing is lost by it and no harm done."""
+import contextlib
 import copy
+import io
 import os
-import pickle
 import random
-import resource
 import shutil
 import signal
 import subprocess
@@ -23,6 +23,7 @@ import main
 from checkpoints import Checkpoints, read_checkpoint
 from conftest import ROOT, Runs
 from crash import same
+from images import encoded, photo, prepared, write_zip
 from solver import Solver
 from utils import UserError, lock_holder, read_log, take_folder
 
@@ -226,3 +227,148 @@ def test_a_public_checkpoint_without_a_whole_optimiser_is_one_line(trained, tmp_
     torch.save({"iter": 20, "model_states": state["model_states"], "optim_states": {"optim": optim}}, tmp_path / "bad")
     error = trained.run("other", "--ckpt_name", tmp_path / "bad", status=1).stderr
     assert "its optimiser" in error and error.count("\n") == 1
+
+
+# Faults of storage.
+
+def limited(runs, name, size, *flags):
+    """A run in a process that may write no file larger than size: as on a full disk."""
+    code = (f"import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, ({size}, {size})); sys.argv[0] = 'main.py'\n"
+            "import main; sys.exit(main.main())")
+    command = [sys.executable, "-c", code, *runs.flags, "--viz_name", name, *flags]
+    return subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True, timeout=100)
+
+
+@pytest.mark.parametrize("size, flags, file", [
+    (2**20, ["--save_output", "no"], "ckpt/run/last"), (5000, ["--save_output", "no", "--gather_step", 1], "out/run/log.csv"),
+    (30_000, ["--display_step", 22, "--save_step", 100], "out/run/22/"),
+])
+def test_no_space_is_one_line_with_the_file_and_the_run_goes_on_from_its_checkpoint(copied, tmp_path, size, flags, file):
+    before = read_checkpoint(copied.checkpoint("run"))
+    result = limited(copied, "run", size, *flags)
+    error = [line for line in result.stderr.splitlines() if line.startswith("main.py: ")]
+    assert result.returncode == 1 and len(error) == 1 and "File too large" in error[0] and file in error[0]
+    assert "Traceback" not in result.stderr and not list(copied.folder.rglob("*.tmp"))
+    assert same(read_checkpoint(copied.checkpoint("run")), before)
+    assert "resumed at iteration 20" in copied.run("run", "--max_iter", 24, "--save_output", "no").stdout
+
+
+def test_folders_that_cannot_be_are_one_line(runs):
+    (runs.folder / "file").write_text("")
+    for flag in ("--output_dir", "--ckpt_dir", "--dset_dir"):
+        error = runs.run("run", flag, runs.folder / "file" / "below", status=1).stderr
+        assert error.count("\n") == 1 and "Not a directory" in error and str(runs.folder / "file") in error
+
+
+def test_folders_that_are_removed_during_a_run_are_written_again(runs, tmp_path):
+    flags = ["--max_iter", 40, "--display_step", 100]
+    runs.run("whole", *flags)
+    solver = Solver(main.parse([*map(str, runs.flags), "--viz_name", "run", *map(str, flags)]))
+    batch = solver.data.batch
+
+    def removing(indices):
+        if solver.iter == 25:
+            shutil.rmtree(runs.folder / "out" / "run")
+            shutil.rmtree(runs.folder / "ckpt" / "run")
+        return batch(indices)
+
+    solver.data.batch = removing
+    solver.train()
+    for path in ("log.csv", "curves.png"):
+        assert (runs.outputs("run") / path).read_bytes() == (runs.outputs("whole") / path).read_bytes()
+    assert same(read_checkpoint(runs.checkpoint("run"))["model_states"], read_checkpoint(runs.checkpoint("whole"))["model_states"])
+
+
+def test_a_log_that_is_no_table_is_one_line(copied):
+    for text in (b"", b"iter,a\n1,x\n", bytes(range(256))):
+        (copied.outputs("run") / "log.csv").write_bytes(text)
+        with pytest.raises(UserError, match="damaged"):
+            read_log(copied.outputs("run") / "log.csv")
+    assert "resumed" in copied.run("run", "--max_iter", 21, "--save_output", "no").stdout
+
+
+def test_what_a_killed_drawing_left_is_removed(tmp_path, monkeypatch):
+    monkeypatch.setattr(dataset.dsprites, "render", lambda: np.zeros(1, np.uint8))
+    left = tmp_path / ".dsprites_64x64_packed.npy.99999.tmp"
+    left.write_bytes(b"")
+    with pytest.raises(UserError, match="reference"):
+        dataset.load_drawn(tmp_path)
+    assert not left.exists()
+
+
+@pytest.mark.parametrize("flags, size", [(["dsprites"], 377_487_488), (["celeba", "--archive"], None)])
+def test_two_processes_may_prepare_the_same_data_at_once(tmp_path, flags, size):
+    if flags[-1] == "--archive":
+        flags = [*flags, write_zip(tmp_path / "in.zip", {f"{i}.jpg": encoded(photo(i)) for i in range(100)})]
+    command = [sys.executable, ROOT / "dataset.py", *flags, "--dset_dir", tmp_path / "data"]
+    both = [subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for _ in range(2)]
+    outputs = [process.communicate(timeout=100)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], outputs
+    names = {path.name for path in (tmp_path / "data").iterdir()}
+    if flags[0] == "dsprites":
+        assert names == {"dsprites_64x64_packed.npy"} and dataset.map_cache(tmp_path / "data" / "dsprites_64x64_packed.npy") is not None
+    else:
+        images = np.load(tmp_path / "data" / "celeba_64x64.npy")
+        assert names == {"celeba_64x64.npy", "celeba_64x64.json"} and (images == prepared(tmp_path / "alone", flags[-1])[0]).all()
+
+
+# Numbers.
+
+@pytest.mark.parametrize("plant", ["weights", "logvar", "lr", "data"])
+def test_numbers_that_explode_stop_the_run_with_the_iteration_and_the_checkpoint_stays(copied, plant):
+    lr = ["--lr", 1e30] if plant == "lr" else []
+    if lr:
+        error = copied.run("other", *lr, "--save_output", "no", "--gather_step", 4, status=1).stderr
+        assert "not finite since iteration 2" in error and error.count("\n") == 1
+        assert not copied.checkpoint("other").exists()  # it was never good
+        return
+    before = copied.checkpoint("run").read_bytes()
+    solver = Solver(main.parse([*map(str, copied.flags), "--viz_name", "run", "--save_output", "no"]))
+    batch = solver.data.batch
+
+    def planting(indices):
+        if solver.iter == 27 and plant != "data":
+            with torch.no_grad():
+                list(solver.net.parameters())[0 if plant == "weights" else 9].fill_(float("nan") if plant == "weights" else 300)
+        return batch(indices) * (float("inf") if plant == "data" and solver.iter == 27 else 1)
+
+    if plant == "logvar":  # exp(400) is infinite in float32
+        encode = solver.net.encode
+        solver.net.encode = lambda x: (lambda mu, logvar: (mu, logvar + 400 * (solver.iter == 27)))(*encode(x))
+    else:
+        solver.data.batch = planting
+    with pytest.raises(UserError, match="not finite since iteration 27"):
+        solver.train()
+    assert copied.checkpoint("run").read_bytes() == before
+
+
+def test_iterations_beyond_2_to_the_31_go_on_with_the_right_log_epoch_and_C(copied):
+    start = 2**31 + 5
+    state = read_checkpoint(copied.checkpoint("run"))
+    state["iter"] = start
+    copied.checkpoint("run").unlink()
+    torch.save(state, copied.checkpoint("run"))
+    copied.run("run", "--max_iter", start + 10, "--gather_step", 2, "--save_output", "no")
+    log, state = read_log(copied.outputs("run") / "log.csv"), read_checkpoint(copied.checkpoint("run"))
+    assert log["iter"][-6:] == [start + i for i in (1, 3, 5, 7, 9, 10)]  # each multiple of 2, and the end
+    assert log["C"][-1] == 25 and state["iter"] == start + 10
+    assert (state["epoch"], state["position"]) == divmod(start + 10, 737280 // 8)
+
+
+# The command line.
+
+FLAGS = [option for action in main.make_parser()._actions for option in action.option_strings if "h" not in option[:3]]
+VALUES = st.one_of(st.text(max_size=9), st.integers(-2**70, 2**70).map(str), st.floats().map(str), st.sampled_from([
+    "", "nan", "inf", "-inf", "1e400", "9" * 5000, "1e308", "true", "no", "a\0b", "a\nb", "\udcff", "\ud800", "/", ".", "..", "~", "x" * 300,
+    "H", "B", "FC", "none", "full", "dsprites", "-", "--", "0x10", "1_000", "\u0663"]))
+
+
+@settings(max_examples=2000, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+@given(st.lists(st.tuples(st.sampled_from([*FLAGS, "--h", "x"]), VALUES), max_size=6))
+def test_any_command_line_is_accepted_or_one_line_and_status_2(pairs):
+    out, err = io.StringIO(), io.StringIO()
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            main.parse([text for pair in pairs for text in pair])
+    except SystemExit as stop:
+        assert stop.code == 2 and err.getvalue().count("\n") == 1 and err.getvalue().endswith("\n") and not out.getvalue()
