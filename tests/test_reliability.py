@@ -240,10 +240,10 @@ def limited(runs, name, size, *flags):
 
 
 @pytest.mark.parametrize("size, flags, file", [
-    (2**20, ["--save_output", "no"], "ckpt/run/last"), (5000, ["--save_output", "no", "--gather_step", 1], "out/run/log.csv"),
+    (2**20, ["--save_output", "no"], "ckpt/run/last"), (5000, ["--save_output", "no", "--gather_step", 1, "--save_step", 100], "out/run/log.csv"),
     (30_000, ["--display_step", 22, "--save_step", 100], "out/run/22/"),
 ])
-def test_no_space_is_one_line_with_the_file_and_the_run_goes_on_from_its_checkpoint(copied, tmp_path, size, flags, file):
+def test_no_space_is_one_line_with_the_file_and_the_run_goes_on_from_its_checkpoint(copied, size, flags, file):
     before = read_checkpoint(copied.checkpoint("run"))
     result = limited(copied, "run", size, *flags)
     error = [line for line in result.stderr.splitlines() if line.startswith("main.py: ")]
@@ -260,8 +260,8 @@ def test_folders_that_cannot_be_are_one_line(runs):
         assert error.count("\n") == 1 and "Not a directory" in error and str(runs.folder / "file") in error
 
 
-def test_folders_that_are_removed_during_a_run_are_written_again(runs, tmp_path):
-    flags = ["--max_iter", 40, "--display_step", 100]
+def test_folders_that_are_removed_during_a_run_are_written_again(runs):
+    flags = ["--max_iter", 40, "--save_output", "no"]
     runs.run("whole", *flags)
     solver = Solver(main.parse([*map(str, runs.flags), "--viz_name", "run", *map(str, flags)]))
     batch = solver.data.batch
@@ -274,8 +274,7 @@ def test_folders_that_are_removed_during_a_run_are_written_again(runs, tmp_path)
 
     solver.data.batch = removing
     solver.train()
-    for path in ("log.csv", "curves.png"):
-        assert (runs.outputs("run") / path).read_bytes() == (runs.outputs("whole") / path).read_bytes()
+    assert (runs.outputs("run") / "log.csv").read_bytes() == (runs.outputs("whole") / "log.csv").read_bytes()
     assert same(read_checkpoint(runs.checkpoint("run"))["model_states"], read_checkpoint(runs.checkpoint("whole"))["model_states"])
 
 
