@@ -2,11 +2,11 @@
 
     python tests/crash.py --kills 200 --minutes 30 --dset_dir data
 
-Real trainings on dSprites, small ones: batches of 1, 240 iterations, a checkpoint every 30; one in three draws
-pictures, every 120. Each is killed at a random moment, or as it writes a checkpoint, a row of the log or a picture, and called
+Real trainings on dSprites, small ones: batches of 1, 240 iterations, a checkpoint every 30; one in six draws pictures,
+every 120. Each is killed at a random moment, or as it writes a checkpoint, a row of the log or a picture, and called
 again with the same flags, until one call gets to the end. Then weights, optimiser, noise, log.csv and pictures are
-compared, byte for byte, with those of a run in a process of its own that nobody disturbed. The trainings that are killed
-are forked from this process, which has loaded torch but computes nothing: it saves the seconds that imports take.
+compared, byte for byte, with those of a run in a process of its own that nobody disturbed. The trainings that are
+killed are forked from this process, which has loaded torch but computes nothing: it saves the seconds that imports take.
 """
 import argparse
 import ctypes
@@ -196,13 +196,13 @@ def disturbed(training, whole, length, kinds, most, rng):
 
 
 def campaign(folder, dset_dir, kills, minutes, seed, draw=True, bar=None):
-    """Kills trainings in folder, of which one in three draws; returns {kind: [kills, amid writing, most lost]}, the
-    number of trainings, and faults."""
+    """Kills trainings in folder, of which one in six draws; returns {kind: [kills, amid writing, most lost]}, the number
+    of trainings, and faults."""
     rng, end = random.Random(seed), time.monotonic() + 60 * minutes
     whole = {draws: undisturbed(folder, dset_dir, draws) for draws in {False, draw}}
     table, faults, runs = {kind[:2]: [0, 0, 0] for kind in KINDS + DRAWING}, [], 0
     while (done := sum(row[0] for row in table.values())) < kills and time.monotonic() < end:
-        draws = draw and runs % 3 == 1
+        draws = draw and runs % 6 == 1
         training = Training(folder, f"run_{runs}", dset_dir, draws)
         for kind, amid, lost, fault in disturbed(training, *whole[draws], DRAWING if draws else KINDS, kills - done, rng):
             if fault:
