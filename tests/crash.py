@@ -1,12 +1,13 @@
 """Trains, kills, and trains on, until it has killed often enough; each run must end as one that was left alone.
 
     python tests/crash.py --kills 200 --minutes 30 --dset_dir data
+    python tests/crash.py --kills 20 --pictures True
 
-Real trainings on dSprites, small ones: batches of 1, 240 iterations, a checkpoint every 30; one in six draws pictures,
-every 120. Each is killed at a random moment, or as it writes a checkpoint, a row of the log or a picture, and called
-again with the same flags, until one call gets to the end. Then weights, optimiser, noise, log.csv and pictures are
-compared, byte for byte, with those of a run in a process of its own that nobody disturbed. The trainings that are
-killed are forked from this process, which has loaded torch but computes nothing: it saves the seconds that imports take.
+Real trainings on dSprites, small ones: batches of 1, 240 iterations, a checkpoint every 30; with pictures, which take most
+of the time, every 120. Each is killed at a random moment, or as it writes a checkpoint, a row of the log or a picture,
+and called again with the same flags, until one call gets to the end. Then weights, optimiser, noise, log.csv and
+pictures are compared, byte for byte, with those of a run in a process of its own that nobody disturbed. The trainings
+that are killed are forked from this process, which has loaded torch but computes nothing: it saves the imports' seconds.
 """
 import argparse
 import ctypes
@@ -30,7 +31,7 @@ import torch
 import main as program
 from checkpoints import read_checkpoint
 from solver import Solver
-from utils import Log, Parser, progress
+from utils import Log, Parser, boolean, progress
 
 SAVE_STEP = 30
 FLAGS = ["--model", "B", "--objective", "B", "--batch_size", 1, "--max_iter", 240, "--gather_step", 7,
@@ -117,10 +118,8 @@ class Training:
         """Calls it once more, which takes up to length seconds, and kills it; returns its exit status."""
         at_once = place != "anywhere" and rng.random() < 0.5
         pid, reader = self.fork(place, rng.randint(1, latest + 1), at_once)
-        if place == "anywhere":
-            time.sleep(rng.random() * length)
-        else:
-            select.select([reader], [], [])  # a byte, or its end
+        select.select([reader], [], [], rng.random() * length if place == "anywhere" else None)  # a byte, or its end
+        if place != "anywhere":
             time.sleep(rng.random() * 0.02)
         for number in SIGNALS[kind]:
             os.kill(pid, number)  # until waitpid the pid is its own, alive or not
@@ -195,16 +194,14 @@ def disturbed(training, whole, length, kinds, most, rng):
         yield None, False, 0, f"{training.outputs.name} {fault}"
 
 
-def campaign(folder, dset_dir, kills, minutes, seed, draw=True, bar=None):
-    """Kills trainings in folder, of which one in six draws; returns {kind: [kills, amid writing, most lost]}, the number
-    of trainings, and faults."""
-    rng, end = random.Random(seed), time.monotonic() + 60 * minutes
-    whole = {draws: undisturbed(folder, dset_dir, draws) for draws in {False, draw}}
-    table, faults, runs = {kind[:2]: [0, 0, 0] for kind in KINDS + DRAWING}, [], 0
+def campaign(folder, dset_dir, kills, minutes, seed, draw=False, bar=None):
+    """Kills trainings in folder; returns {kind: [kills, amid writing, most lost]}, the number of trainings, and faults."""
+    rng, end, kinds = random.Random(seed), time.monotonic() + 60 * minutes, DRAWING if draw else KINDS
+    whole, length = undisturbed(folder, dset_dir, draw)
+    table, faults, runs = {kind[:2]: [0, 0, 0] for kind in kinds}, [], 0
     while (done := sum(row[0] for row in table.values())) < kills and time.monotonic() < end:
-        draws = draw and runs % 6 == 1
-        training = Training(folder, f"run_{runs}", dset_dir, draws)
-        for kind, amid, lost, fault in disturbed(training, *whole[draws], DRAWING if draws else KINDS, kills - done, rng):
+        training = Training(folder, f"run_{runs}", dset_dir, draw)
+        for kind, amid, lost, fault in disturbed(training, whole, length, kinds, kills - done, rng):
             if fault:
                 faults.append(fault)
             if kind:
@@ -223,9 +220,11 @@ def main(argv=None):
     parser.add_argument("--minutes", type=float, default=30, help="after which no new training begins")
     parser.add_argument("--seed", type=int, default=1, help="of the moments")
     parser.add_argument("--dset_dir", default="data", help="folder of dSprites")
+    parser.add_argument("--pictures", type=boolean, default=False, help="draw them, and kill amid them")
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder, progress(total=args.kills, unit=" kills", delay=0, leave=True) as bar:
-        table, runs, faults = campaign(Path(folder), args.dset_dir, args.kills, args.minutes, args.seed, bar=bar)
+        table, runs, faults = campaign(Path(folder), args.dset_dir, args.kills, args.minutes, args.seed,
+                                       args.pictures, bar)
     print(f"{'kill':<14}{'aimed at':<12}{'kills':>6}{'amid writing':>14}{'most iterations lost':>22}")
     for (kind, place), (count, amid, lost) in table.items():
         print(f"{kind:<14}{place:<12}{count:>6}{amid:>14}{lost:>22}")

@@ -14,7 +14,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 import crash
@@ -86,7 +86,7 @@ def test_a_child_does_not_keep_the_lock_of_a_process_that_is_gone(tmp_path):
 # Crashes.
 
 def test_killed_in_any_way_and_amid_writing_a_run_ends_with_the_bytes_of_one_that_was_left_alone(tmp_path, dset_dir):
-    table, _, faults = crash.campaign(tmp_path, dset_dir, kills=20, minutes=2, seed=random.random(), draw=False)
+    table, _, faults = crash.campaign(tmp_path, dset_dir, kills=20, minutes=2, seed=random.random())
     assert faults == [] and sum(kills for kills, _, _ in table.values()) >= 10
 
 
@@ -363,6 +363,9 @@ VALUES = st.one_of(st.text(max_size=9), st.integers(-2**70, 2**70).map(str), st.
 
 
 @settings(max_examples=2000, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+@example([("x", "a\nb")])
+@example([("--output_dir", "a\0b")])
+@example([("--viz_name", "\ud800")])
 @given(st.lists(st.tuples(st.sampled_from([*FLAGS, "--h", "x"]), VALUES), max_size=6))
 def test_any_command_line_is_accepted_or_one_line_and_status_2(pairs):
     out, err = io.StringIO(), io.StringIO()
