@@ -9,7 +9,6 @@ main.py does the same by itself where the images are in --dset_dir already, as a
 """
 import argparse
 import json
-import os
 import sys
 import zlib
 from pathlib import Path
@@ -118,7 +117,7 @@ def load_drawn(dset_dir):
         else:
             print(f"{path} is damaged: drawing dSprites again", flush=True)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_file(path, writer=os.getpid()) as file:
+        with atomic_file(path, shared=True) as file:
             np.save(file, dsprites.render())
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}") from None
@@ -141,9 +140,9 @@ def load_official(dset_dir):
     if packed is None and found:
         print(f"packing {found[0]} into {path} (377 MB, some ten seconds)", flush=True)
         manifest_path(path).unlink(missing_ok=True)
-        with atomic_file(path, writer=os.getpid()) as file:
+        with atomic_file(path, shared=True) as file:
             manifest = official.pack(found[0], file)
-        with atomic_file(manifest_path(path), writer=os.getpid()) as file:
+        with atomic_file(manifest_path(path), shared=True) as file:
             file.write(json.dumps(manifest, indent=2).encode())
         packed = map_cache(path, manifest["crc32"])
     if packed is not None:
@@ -155,7 +154,9 @@ def map_cache(path, crc32=dsprites.CRC32):
     """Maps a cached set into memory, or returns None if its checksum is not that of the set."""
     try:
         packed = np.load(path, mmap_mode="c")  # "c": torch wants it writable; the file stays as it is
-    except (ValueError, EOFError):
+    except OSError:
+        raise
+    except Exception:  # numpy's for headers that lie, a dozen types
         return None
     whole = packed.dtype == np.uint8 and packed.shape == (dsprites.COUNT, 64, 8)
     return packed if whole and file_crc32(path, packed.offset) == crc32 else None

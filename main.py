@@ -7,6 +7,7 @@
 import argparse
 import contextlib
 import math
+import os
 import sys
 from pathlib import Path
 
@@ -77,6 +78,13 @@ def make_parser():
     return parser
 
 
+def is_path(text):
+    try:
+        return b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
+
+
 def parse(argv=None, parser=None):
     """Flags as a namespace; what makes no sense ends the program with one line and status 2.
 
@@ -93,17 +101,19 @@ def parse(argv=None, parser=None):
         (["beta1", "beta2"], lambda v: 0 <= v < 1, "at least 0 and below 1"),
         (["viz_port"], lambda v: 1 <= v <= 65535, "a port, 1 to 65535"),
         (["image_size"], lambda v: v == 64, "64: the networks of both papers are made for 64x64 images"),
-        (["seed"], lambda v: v < 2**63, "below 2^63"),
+        (["seed", "max_iter", "batch_size", "C_stop_iter", "gather_step", "display_step", "save_step"],
+         lambda v: v < 2**63, "below 2^63"),
         (["z_dim"], lambda v: v <= 1024, "at most 1024"),
         (["threads"], lambda v: v <= 4096, "at most 4096"),
         (["viz_name"], lambda v: v.strip() and not Path(v).is_absolute() and ".." not in Path(v).parts
          and Path(v).parts, "a name for a folder inside output_dir"),
         (["dset_dir", "output_dir", "ckpt_dir", "ckpt_name", "viz_server"], lambda v: v, "given"),
+        (["dset_dir", "output_dir", "ckpt_dir", "ckpt_name", "viz_name"], is_path, "a name that files can have"),
     ):
         for name in names:
             if not holds(getattr(args, name)):
                 parser.error(f"--{name} must be {rule}, not {getattr(args, name)!r}")
-    if Path(args.output_dir).resolve() == Path(args.ckpt_dir).resolve():
+    if os.path.realpath(args.output_dir) == os.path.realpath(args.ckpt_dir):
         parser.error("--output_dir and --ckpt_dir must be two folders: both name things by iteration")
     return args
 

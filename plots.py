@@ -309,7 +309,7 @@ def capacity(log_path, told, path):
 UNITS = {"recon_loss": "nats", "total_kld": "nats", "total_correlation": "nats"}  # of what is no score
 
 
-def study(values, path, writer=""):
+def study(values, path):
     """Draws how far runs spread: a panel a metric, a column a setting, a dot a run, a line at the median.
 
     values: {metric: {setting: values of its runs}}, with settings and runs in the same order everywhere: a run's
@@ -339,7 +339,7 @@ def study(values, path, writer=""):
     for axes in panels:  # what is left of the last row
         axes.set_axis_off()
     figure.suptitle("A dot is a seed, a line the median of its setting", x=0.01, ha="left", fontsize=10)
-    save(path, figure.savefig, writer)
+    save(path, figure.savefig, shared=True)
 
 
 def spread(heights, gap):
@@ -350,9 +350,9 @@ def spread(heights, gap):
     return moved
 
 
-def save(path, write, writer="", **options):
-    """Writes a picture through write(file, format=): a reader of path never sees half of it. writer: of atomic_file."""
+def save(path, write, shared=False, **options):
+    """Writes a picture through write(file, format=): a reader of path never sees half of it. shared: of atomic_file."""
     buffer = io.BytesIO()
     write(buffer, format=path.suffix[1:], **options)
-    with atomic_file(path, writer=writer) as file:
+    with atomic_file(path, shared=shared) as file:
         file.write(buffer.getbuffer())

@@ -3,7 +3,6 @@
 Images are decoded in processes of their own; whatever the size of the set, little of it is in memory.
 """
 import contextlib
-import fcntl
 import io
 import json
 import math
@@ -23,7 +22,7 @@ import numpy as np
 from PIL import Image
 
 from archives import Source, read_exactly, read_member
-from utils import UserError, atomic_file, progress
+from utils import UserError, atomic_file, progress, remove_leftovers
 
 VERSION = 1            # of the cache; one of another version is made anew
 SIDE = 64              # pixels
@@ -135,8 +134,7 @@ def make_cache(path, source, crop, channels, num_workers):
     if free < np.prod(shape):
         raise UserError(f"{path} will take {np.prod(shape) / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free")
     manifest_path(path).unlink(missing_ok=True)
-    with atomic_file(path, writer=f".{os.getpid()}") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # tells remove_leftovers that it is in use
+    with atomic_file(path, shared=True) as file:
         errors = write_rows(file, shape, source, crop, channels, num_workers)
     skipped = source.skipped
     for name, why in errors.values():
@@ -145,7 +143,7 @@ def make_cache(path, source, crop, channels, num_workers):
                 "listed": len(source.members), "checksum": source.checksum(), "skipped": skipped,
                 "count": len(source.members) - len(errors), "channels": channels, "side": SIDE, "crop": crop,
                 "interpolation": INTERPOLATION}
-    with atomic_file(manifest_path(path), writer=f".{os.getpid()}") as file:
+    with atomic_file(manifest_path(path), shared=True) as file:
         file.write(json.dumps(manifest, indent=2).encode())
     return manifest
 
@@ -247,7 +245,7 @@ def read_manifest(path):
         whole = (manifest["version"] == VERSION and images.dtype == np.uint8
                  and images.shape == (manifest["count"], manifest["channels"], SIDE, SIDE))
         return manifest if whole and {"crop", "source", "stamp", "checksum"} <= manifest.keys() else None
-    except (OSError, ValueError, EOFError, KeyError, TypeError, AttributeError):
+    except Exception:  # of json, numpy and the comparisons, a dozen types
         return None
 
 
@@ -260,11 +258,3 @@ def what_changed(manifest, archive=None, crop=None, channels=None):
     path = Path(manifest["source"])
     stamp = (Source(path).stamp() if path.is_dir() else path.stat().st_size) if path.exists() else manifest["stamp"]
     return None if stamp == manifest["stamp"] else f"was made from {path}, which has changed"
-
-
-def remove_leftovers(path):
-    """Removes what a preparation that was killed has left; that of one which is running is locked."""
-    for leftover in path.parent.glob(f".{path.name}.*.tmp"):
-        with open(leftover, "rb") as file, contextlib.suppress(BlockingIOError):
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            leftover.unlink(missing_ok=True)

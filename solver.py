@@ -1,6 +1,7 @@
 """One run: the objectives of both papers, the training loop, checkpoints, and when to draw."""
 import argparse
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,11 @@ from tqdm import tqdm
 
 import metrics
 import plots
+from checkpoints import Checkpoints
 from dashboard import Dashboard
-from dataset import return_data
+from dataset import DATASETS, return_data
 from model import MODELS
-from utils import (Checkpoints, Log, StopSignals, UserError, atomic_file, find_device, git_commit,
+from utils import (Log, StopSignals, UserError, atomic_file, find_device, git_commit,
                    keep_freed_memory, progress, take_folder, versions)
 
 
@@ -87,6 +89,22 @@ def defining_flags(args):
     names += ["beta1", "beta2"] if args.optimizer == "adam" else []
     names += ["beta"] if args.objective == "H" else ["gamma", "C_max", "C_stop_iter"]
     return {name: getattr(args, name) for name in names}
+
+
+def fault_of_flags(saved):
+    """What is wrong with the flags in a checkpoint, as text; None if they are such as main.py lets through."""
+    try:
+        flags = defining_flags(saved)
+    except AttributeError as error:
+        return str(error)
+    choices = {"dataset": DATASETS, "dist": (None, "bernoulli", "gaussian"), "model": list(MODELS),
+               "objective": ("H", "B"), "optimizer": ("adam", "adagrad")}
+    most = {"z_dim": 1024, "batch_size": 2**63, "seed": 2**63, "C_stop_iter": 2**63, "beta1": 1, "beta2": 1}
+    for name, value in flags.items():
+        if value not in choices[name] if name in choices else not (
+                type(value) in (int, float) and 0 <= value <= most.get(name, math.inf)):
+            return f"its {name} is {value!r}"
+    return None
 
 
 def make_optimizer(args, parameters, device):
@@ -407,6 +425,8 @@ class Solver:
                   "(those given now count), random numbers or averages for the log")
             return state
         saved = argparse.Namespace(**{"optimizer": "adam", "dist": None, **state["arguments"]})  # older ones lack these
+        if fault := fault_of_flags(saved):
+            raise UserError(f"checkpoint {args.ckpt_name} is damaged or of another program: {fault}")
         if args.train:
             self.check_fits(saved)
         else:
@@ -431,15 +451,32 @@ class Solver:
         except RuntimeError:
             raise UserError(f"checkpoint {self.args.ckpt_name} holds another network than --model {self.args.model} "
                             f"--z_dim {self.args.z_dim} for {self.data.channels} channels") from None
-        for group in state["optim_states"]["optim"]["param_groups"]:  # the device here may be another
-            group.update({flag: value for flag, value in self.optim.defaults.items()
-                          if flag in ("fused", "foreach", "capturable")})
-        self.optim.load_state_dict(state["optim_states"]["optim"])
-        self.iter = state["iter"]
-        if state["arguments"] is None:
-            return
-        self.sums.copy_(state["window"]["sums"])
-        self.count, self.last_row = state["window"]["count"], state["window"]["last_row"]
+        try:
+            self.load_optimizer(state["optim_states"]["optim"])
+            self.iter = state["iter"]
+            if state["arguments"] is not None:
+                self.load_streams(state)
+        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"checkpoint {self.args.ckpt_name} cannot be taken up: its optimiser, window or noise does "
+                            f"not fit ({str(error).splitlines()[0]})") from None
+
+    def load_optimizer(self, saved):
+        """Takes the state of the optimiser; its settings are those of the flags and of the device here."""
+        groups = [{**now, "params": before["params"]} for now, before in zip(
+            self.optim.state_dict()["param_groups"], saved["param_groups"], strict=True)]
+        self.optim.load_state_dict({"state": saved["state"], "param_groups": groups})
+        names = ["sum"] if self.args.optimizer == "adagrad" else ["exp_avg", "exp_avg_sq"]
+        for p in self.net.parameters():
+            if any(self.optim.state[p][name].shape != p.shape for name in names) or self.optim.state[p]["step"].numel() != 1:
+                raise ValueError("the optimiser's averages are of other shapes")
+
+    def load_streams(self, state):
+        """Takes up the open window of the log and the noise."""
+        window = state["window"]
+        if window["sums"].shape != self.sums.shape or len(window["last_row"] or self.sums) != len(self.sums):
+            raise ValueError("window of another length")
+        self.sums.copy_(window["sums"])
+        self.count, self.last_row = window["count"], window["last_row"]
         now = self.environment()
         if (state["device"] == "cpu") == (self.device.type == "cpu"):
             self.noise.set_state(state["generators"]["noise"])

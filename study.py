@@ -6,15 +6,14 @@ and outputs (its folder).
 import csv
 import io
 import json
-import os
-import socket
 import statistics
 from pathlib import Path
 
 import dashboard
 import plots
+from checkpoints import read_checkpoint
 from solver import defining_flags
-from utils import ACTIVE, atomic_file, read_checkpoint, read_log
+from utils import ACTIVE, UserError, atomic_file, read_log
 
 
 def scores(run, iteration):
@@ -44,7 +43,7 @@ def row(run, done):
     """A row of summary.csv, from a run's log and, when it is done, its scores; None if they are not there."""
     try:
         log = read_log(run.outputs / "log.csv")
-    except (OSError, ValueError):
+    except (OSError, UserError):
         return None
     if not log["iter"]:
         return None
@@ -70,7 +69,6 @@ class Summary:
     def __init__(self, args, runs):
         self.name, self.runs, self.rows = args.sweep_name, runs, {}  # rows: of finished runs
         self.folder = Path(runs[0].args.output_dir) / args.sweep_name
-        self.writer = f".{socket.gethostname()}.{os.getpid()}"  # others may write their summary at the same time
         one = runs[0].args
         self.board = dashboard.Dashboard(self.folder, args.sweep_name, one.viz_server, one.viz_port) if one.viz_on else None
 
@@ -96,12 +94,12 @@ class Summary:
         values = {metric: self.by_setting(metric) for metric in metrics}
         self.put("summary.md", self.text(values))
         if self.rows:
-            plots.study(values, self.folder / "summary.png", self.writer)
+            plots.study(values, self.folder / "summary.png")
             if self.board:
                 self.board.send({"study": lambda: dashboard.study(self.folder, self.name)})
 
     def put(self, name, text):
-        with atomic_file(self.folder / name, writer=self.writer) as file:
+        with atomic_file(self.folder / name, shared=True) as file:  # other sweeps may write theirs at the same time
             file.write(text.encode())
 
     def by_setting(self, metric):

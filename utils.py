@@ -3,7 +3,7 @@ import argparse
 import contextlib
 import csv
 import ctypes
-import io
+import glob
 import math
 import os
 import platform
@@ -12,7 +12,6 @@ import socket
 import subprocess
 import sys
 import time
-import zipfile
 from importlib.metadata import version
 from pathlib import Path
 
@@ -35,6 +34,7 @@ class Parser(argparse.ArgumentParser):
     """Tells of a bad flag in one line."""
 
     def error(self, message):
+        message = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
         self.exit(2, f"{self.prog}: {message}\n")
 
 
@@ -44,6 +44,11 @@ def exit_status(prog, interrupted, run):
         return run() or 0
     except (UserError, OSError) as error:
         print(f"{prog}: {error}", file=sys.stderr)
+        return 1
+    except (MemoryError, RuntimeError) as error:  # torch's is a RuntimeError, and on the CPU no kind of its own
+        if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "allocate memory" not in str(error):
+            raise
+        print(f"{prog}: out of memory: a smaller --batch_size needs less", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"{prog}: {interrupted}", file=sys.stderr)
@@ -146,24 +151,57 @@ class StopSignals:
 
 
 @contextlib.contextmanager
-def atomic_file(path, backup=None, writer=""):
+def named(path):
+    """Within `with`: an error of the system, such as a full disk, names the file, which a failing write does not."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename:
+            raise
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from None
+
+
+@contextlib.contextmanager
+def atomic_file(path, backup=None, shared=False):
     """Opens path to be written, and read, in bytes: it holds the old content or all of the new, also after a crash.
 
-    backup: where the old content goes, if it is to be kept. writer: tells processes apart that may
-    write path at once.
+    backup: where the old content goes, if it is to be kept. shared: other processes may write path at
+    once; what those that were killed have left is removed.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}{writer}.tmp")
+    temporary = path.with_name(f".{path.name}{f'.{socket.gethostname()}.{os.getpid()}' if shared else ''}.tmp")
+    if shared:
+        remove_leftovers(path)
     try:
-        with open(temporary, "w+b") as file:
+        with named(path), open_temporary(temporary) if shared else open(temporary, "w+b") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        if backup:
-            os.replace(path, backup)
-        os.replace(temporary, path)
+            if backup:
+                os.replace(path, backup)
+            os.replace(temporary, path)  # while it is open, and so locked
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def open_temporary(path):
+    """Opens a file to write and locks it, which tells remove_leftovers that it is in use."""
+    while True:
+        file = open(path, "w+b")
+        if fcntl:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        if path.exists():  # not taken for a leftover just before the lock
+            return file
+        file.close()
+
+
+def remove_leftovers(path):
+    """Removes what writers of a shared file that were killed have left; that of one which is running is locked."""
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        with contextlib.suppress(BlockingIOError, FileNotFoundError), open(leftover, "rb") as file:
+            if fcntl:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                leftover.unlink(missing_ok=True)
 
 
 LOCK = "lock"  # a file in each folder of a run: who trains it, or did last
@@ -224,22 +262,32 @@ class Log:
         if not last_iter and self.path.exists():
             os.replace(self.path, self.path.with_name(self.path.name + ".old"))
         if last_iter and self.path.exists():
-            with open(self.path, newline="") as file:
+            with open(self.path, newline="", errors="replace") as file:
                 rows += [row for row in list(csv.reader(file))[1:]
                          if len(row) == len(self.columns) and row[0].isdecimal() and int(row[0]) <= last_iter]
         with atomic_file(self.path) as file:
             file.write("".join(",".join(row) + "\n" for row in rows).encode())
-        self.file = open(self.path, "a", newline="")
+        self.file = open(self.path, "a+", newline="")
 
     def append(self, iteration, values):
         """Adds a row; returns its values as a reader of the file will see them."""
         texts = ["" if value is None else f"{value:.6g}" for value in values]
-        self.file.write(",".join([str(iteration), *texts]) + "\n")
-        self.file.flush()
+        with named(self.path):
+            self.file.write(",".join([str(iteration), *texts]) + "\n")
+            self.file.flush()
         return [float(text) if text else None for text in texts]
 
     def flush_to_disk(self):
-        os.fsync(self.file.fileno())
+        if not self.path.exists():  # its folder was removed; the open file still has it all
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.file.seek(0)
+            with atomic_file(self.path) as file:
+                file.write(self.file.read().encode())
+            self.file.close()
+            self.file = open(self.path, "a+", newline="")
+            tqdm.write(f"{self.path} was removed: written again")
+        with named(self.path):
+            os.fsync(self.file.fileno())
 
     def close(self):
         if self.file:
@@ -248,110 +296,11 @@ class Log:
 
 def read_log(path):
     """Reads log.csv as {column: list of floats}; what is empty there is NaN."""
-    with open(path, newline="") as file:
-        header, *rows = csv.reader(file)
-    rows = [row for row in rows if len(row) == len(header)]  # a run may be writing the last one
-    return {name: [float(row[i]) if row[i] else math.nan for row in rows]
-            for i, name in enumerate(header)}
-
-
-class Checkpoints:
-    """A run's folder of checkpoints: last, previous, and one for each KEEP_EVERY iterations, kept for good.
-
-    A checkpoint holds tensors and plain Python values only, so that loading one runs no code.
-    """
-    KEEP_EVERY = 50_000
-
-    def __init__(self, folder):
-        self.folder = Path(folder)
-
-    def paths(self):
-        """The checkpoints that are there, the newest first."""
-        names = ["last", "previous"]
-        if self.folder.is_dir():
-            kept = [p.name for p in self.folder.iterdir() if p.name.isdecimal() and p.is_file()]
-            names += sorted(kept, key=int, reverse=True)
-        return [self.folder / name for name in names if (self.folder / name).exists()]
-
-    def forget_after(self, iteration):
-        """Removes previous, and what is kept from later iterations; all of it after 0."""
-        for path in self.paths():
-            if path.name == "previous" or iteration == 0 or path.name != "last" and int(path.name) > iteration:
-                path.unlink()
-
-    def save(self, state):
-        """Writes state as last; what was last, if whole, becomes previous: one of them is always whole."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        names = ["last"] + [str(state["iter"])] * (state["iter"] % self.KEEP_EVERY == 0)
-        buffer = io.BytesIO()
-        torch.save(state, buffer)
-        for name in reversed(names):
-            path = self.folder / name
-            keep = name == "last" and not damage(path)
-            with atomic_file(path, backup=self.folder / "previous" if keep else None) as file:
-                file.write(buffer.getbuffer())
-
-    def load(self, name="last"):
-        """Reads a checkpoint onto the CPU.
-
-        name: "last" (if it is damaged the newest readable one; None if there are none at all), another
-        name in the folder, or a path. Raises UserError if there is nothing readable to give.
-        """
-        if name == "last":
-            return self.load_newest()
-        path = self.folder / name if (self.folder / name).exists() else Path(name)
-        if not path.exists():
-            there = ", ".join(p.name for p in self.paths()) or "none"
-            raise UserError(f"no checkpoint {name} in {self.folder} (there: {there}), nor a file of that name")
-        try:
-            return read_checkpoint(path)
-        except ValueError as error:
-            raise UserError(f"checkpoint {path} cannot be read: {error}") from None
-
-    def load_newest(self):
-        paths = self.paths()
-        for path in paths:
-            try:
-                state = read_checkpoint(path)
-            except ValueError as error:
-                print(f"checkpoint {path} cannot be read ({error}): taking the one before")
-                continue
-            if path.name != "last":
-                print(f"using checkpoint {path} of iteration {state['iter']}")
-            return state
-        if paths:
-            raise UserError(f"no checkpoint in {self.folder} can be read; to start afresh and lose them: "
-                            "--ckpt_name none --overwrite True")
-        return None
-
-
-OLD_FORMAT = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the first bytes of what torch.save wrote before 1.6
-
-
-def damage(path):
-    """What is wrong with the bytes of a checkpoint file, as text; None if it is whole."""
     try:
-        with zipfile.ZipFile(path) as archive:  # torch itself does not look at the checksums
-            member = archive.testzip()
-        return f"checksum of {member} is wrong" if member else None
-    except Exception as error:  # a dozen types, for as many kinds of damage
-        return str(error) or type(error).__name__
-
-
-def read_checkpoint(path):
-    """Loads one checkpoint file; ValueError says what is wrong with it. Never runs code from it.
-
-    Those of 1Konny/Beta-VAE, which hold iter, model_states and optim_states under the same names,
-    may be in torch's format from before zip files; their "arguments" are None.
-    """
-    with open(path, "rb") as file:
-        before_zip = file.read(len(OLD_FORMAT)) == OLD_FORMAT
-    if not before_zip and (what := damage(path)):
-        raise ValueError(what)
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise ValueError(str(error).splitlines()[0] if str(error) else type(error).__name__) from None
-    if not (isinstance(state, dict) and {"iter", "model_states", "optim_states"} <= state.keys()):
-        raise ValueError("it was not written by this program")
-    return {"arguments": None, **state}
+        with open(path, newline="") as file:
+            header, *rows = csv.reader(file)
+        rows = [row for row in rows if len(row) == len(header)]  # a run may be writing the last one
+        return {name: [float(row[i]) if row[i] else math.nan for row in rows]
+                for i, name in enumerate(header)}
+    except ValueError:  # empty, no text or no numbers
+        raise UserError(f"{path} is damaged: it is no table of numbers; without it, all but the curves can be drawn") from None

@@ -4,7 +4,8 @@ import torch
 
 import main
 from solver import Solver
-from utils import read_checkpoint, read_log
+from checkpoints import read_checkpoint
+from utils import read_log
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 

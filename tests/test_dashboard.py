@@ -24,7 +24,8 @@ from browser import chromium, look, unavailable
 from conftest import ROOT
 from dashboard import Dashboard
 from test_run import same, wait_for
-from utils import read_checkpoint, read_log
+from checkpoints import read_checkpoint
+from utils import read_log
 
 BEGINNINGS = ("dashboard: ", "no dashboard", "dashboard.py: ")  # of each line that the dashboard prints
 SHORT = ["--max_iter", 10, "--gather_step", 5, "--display_step", 10, "--viz_on", True]

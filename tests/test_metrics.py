@@ -17,7 +17,8 @@ from metrics import (active_latents, dci, encode_all, factor_vae, higgins, impor
                      mutual_information, sap, score, share_factor, split, subgrid, total_correlation)
 from model import BetaVAE_B
 from test_run import same
-from utils import read_checkpoint, read_log
+from checkpoints import read_checkpoint
+from utils import read_log
 
 SIZES = (3, 4, 5, 6)
 FACTORS = subgrid(SIZES)[1]                                     # 360, 4

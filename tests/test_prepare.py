@@ -1,4 +1,5 @@
 """The prepared array: made again when it must be, always whole, whatever ends the preparation."""
+import fcntl
 import json
 import os
 import shutil
@@ -122,7 +123,7 @@ def test_what_a_running_preparation_writes_is_left_alone(tmp_path):
     mine, dead = tmp_path / ".a.npy.1.tmp", tmp_path / ".a.npy.2.tmp"
     dead.write_bytes(b"")
     with open(mine, "wb") as file:
-        prepare.fcntl.flock(file, prepare.fcntl.LOCK_EX)
+        fcntl.flock(file, fcntl.LOCK_EX)
         prepare.remove_leftovers(tmp_path / "a.npy")
         assert mine.exists() and not dead.exists()
 

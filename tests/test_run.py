@@ -13,9 +13,10 @@ import torch
 from PIL import Image
 
 import main
+from checkpoints import Checkpoints, read_checkpoint
 from conftest import ROOT
 from solver import Solver
-from utils import UserError, read_checkpoint, read_log
+from utils import UserError, read_log
 
 
 def same(a, b):
@@ -237,10 +238,10 @@ def test_a_data_set_smaller_than_a_batch_is_an_error(runs):
 
 
 def test_one_checkpoint_is_kept_for_good_at_multiples(tmp_path):
-    from utils import Checkpoints
     checkpoints = Checkpoints(tmp_path)
     for iteration in (49_999, 50_000, 60_000, 100_000):
-        checkpoints.save({"iter": iteration, "model_states": {}, "optim_states": {}, "arguments": {}})
+        checkpoints.save({"iter": iteration, "model_states": {"net": {}}, "arguments": None,
+                          "optim_states": {"optim": {"state": {}, "param_groups": []}}})
     assert [p.name for p in checkpoints.paths()] == ["last", "previous", "100000", "50000"]
     for name in ("last", "previous"):
         (tmp_path / name).write_bytes(b"")

@@ -8,7 +8,8 @@ from torch import nn
 import bench
 from layers import ConvTranspose2d
 from model import BetaVAE_B, BetaVAE_H
-from utils import read_checkpoint, read_log
+from checkpoints import read_checkpoint
+from utils import read_log
 
 
 @pytest.mark.parametrize("channels_last", [True, False])

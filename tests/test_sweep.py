@@ -18,7 +18,8 @@ import sweep
 from conftest import ROOT
 from sweep import Place, find_place
 from test_run import assert_same_run
-from utils import LOCK, read_checkpoint
+from checkpoints import read_checkpoint
+from utils import LOCK
 
 LONG = ["--max_iter", 400, "--save_step", 400, "--display_step", 400]  # some seconds
 
@@ -285,7 +286,7 @@ def summary(runs, monkeypatch):
     args, grid = sweep.parse(arguments(runs, "--objective", "H", "--beta", "1,4", "--seed", "0-1", "--max_iter", 9,
                                        "--gather_step", 5, "--metrics", "fast"))
     drawn = []
-    monkeypatch.setattr(plots, "save", lambda path, write, writer: drawn.append(write.__self__))
+    monkeypatch.setattr(plots, "save", lambda path, write, shared: drawn.append(write.__self__))
     study.Summary(args, grid).write()
     return runs.outputs("s"), drawn[0]
 
