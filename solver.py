@@ -52,9 +52,16 @@ def objective_H(recon_loss, total_kld, beta):
     return recon_loss + beta * total_kld
 
 
-def objective_B(recon_loss, total_kld, gamma, C):
-    """Burgess et al. (2018), eq. 8, negated: to be minimised. |KL - C| is taken of the batch mean."""
-    return recon_loss + gamma * (total_kld - C).abs()
+def objective_B(recon_loss, total_kld, gamma, C, delta=0.0):
+    """Burgess et al. (2018), eq. 8, negated: to be minimised. |KL - C| is taken of the batch mean.
+
+    delta: nats within which the bars are rounded off, |d| -> sqrt(d^2 + delta^2) - delta (pseudo-Huber); 0 is the
+    paper's. Unrounded, their slope jumps between -gamma and gamma from step to step: noise that fills Adam's second
+    moment, so that the encoder hardly hears the reconstruction (README, "Capacity").
+    """
+    distance = total_kld - C
+    bars = (distance**2 + delta**2).sqrt() - delta if delta else distance.abs()
+    return recon_loss + gamma * bars
 
 
 def normalised_beta(beta, z_dim, pixels):
@@ -87,7 +94,7 @@ def defining_flags(args):
     """The flags that make a run what it is, as a dict: with others, it is another run."""
     names = ["dataset", "dist", "model", "objective", "z_dim", "optimizer", "lr", "batch_size", "seed"]
     names += ["beta1", "beta2"] if args.optimizer == "adam" else []
-    names += ["beta"] if args.objective == "H" else ["gamma", "C_max", "C_stop_iter"]
+    names += ["beta"] if args.objective == "H" else ["gamma", "C_max", "C_stop_iter", "delta"]
     return {name: getattr(args, name) for name in names}
 
 
@@ -206,7 +213,7 @@ class Solver:
         if args.objective == "H":
             loss = objective_H(recon_loss, total_kld, args.beta)
         else:
-            loss = objective_B(recon_loss, total_kld, args.gamma, C)
+            loss = objective_B(recon_loss, total_kld, args.gamma, C, args.delta)
 
         self.optim.zero_grad()
         loss.backward()
@@ -424,7 +431,7 @@ class Solver:
             print(f"checkpoint {args.ckpt_name} has weights and optimiser of iteration {state['iter']:,}, but no flags "
                   "(those given now count), random numbers or averages for the log")
             return state
-        saved = argparse.Namespace(**{"optimizer": "adam", "dist": None, **state["arguments"]})  # older ones lack these
+        saved = argparse.Namespace(**{"optimizer": "adam", "dist": None, "delta": 0.0, **state["arguments"]})  # older ones lack these
         if fault := fault_of_flags(saved):
             raise UserError(f"checkpoint {args.ckpt_name} is damaged or of another program: {fault}")
         if args.train:

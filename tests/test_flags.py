@@ -27,7 +27,7 @@ def test_a_value_that_makes_no_sense_is_one_line_and_status_2(flags, capsys):
 def test_defaults():
     assert vars(main.parse([])) == dict(
         train=True, seed=1, cuda=True, precision="float32", threads=0, max_iter=10**6, batch_size=64, z_dim=10, beta=4.0, objective="H",
-        dist=None, model="H", gamma=1000.0, C_max=25.0, C_stop_iter=10**5, optimizer="adam", lr=1e-4, beta1=0.9,
+        dist=None, model="H", gamma=1000.0, delta=0.0, C_max=25.0, C_stop_iter=10**5, optimizer="adam", lr=1e-4, beta1=0.9,
         beta2=0.999, dset_dir="data",
         dataset="dsprites", image_size=64, num_workers=2, viz_on=True, viz_name="main", viz_server="localhost",
         viz_port=8097,

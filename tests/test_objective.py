@@ -45,6 +45,15 @@ def test_objectives_are_those_of_the_papers():
     assert objective_B(recon, kld, gamma=10, C=9) == 120  # KL under C costs as much as over it
 
 
+def test_rounded_bars_are_flat_at_C_and_as_steep_as_the_papers_far_from_it():
+    kld = torch.tensor([5.0, 5.001, 4.999, 30.0, 0.0], requires_grad=True)
+    loss = objective_B(torch.tensor(100.0), kld, gamma=10, C=5, delta=0.5)
+    torch.testing.assert_close(loss[0].item(), 100.0)
+    torch.testing.assert_close(loss[3].item(), 100 + 10 * (25 - 0.5), rtol=1e-3, atol=0)
+    slope, = torch.autograd.grad(loss.sum(), kld)
+    torch.testing.assert_close(slope, torch.tensor([0, 0.02, -0.02, 10, -10]), rtol=0.01, atol=1e-3)
+
+
 def test_normalised_beta():
     assert normalised_beta(4, 10, 4096) == pytest.approx(0.0098, rel=0.01)
     assert normalised_beta(250, 32, 3 * 4096) == pytest.approx(0.65, rel=0.01)
