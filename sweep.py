@@ -102,8 +102,8 @@ def parse(argv=None):
     flags = vars(texts.parse_args(argv))
     own = {name: flags.pop(name) for name in OWN if name in flags}
     args = parser.parse_args([f"--{name}={text}" for name, text in own.items()])
-    if not args.sweep_name.strip() or args.parallel < 1:
-        parser.error("--sweep_name must be given, and --parallel at least 1")
+    if not args.sweep_name.strip() or ".." in Path(args.sweep_name).parts or args.parallel < 1:
+        parser.error("--sweep_name must be a name for a folder inside output_dir, and --parallel at least 1")
     for name in flags.keys() & {*FIXED}:
         parser.error(f"--{name} is for single runs: a sweep starts, resumes and skips its runs by what is on disk")
 
