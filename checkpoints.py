@@ -86,12 +86,17 @@ class Checkpoints:
 OLD_FORMAT = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the first bytes of what torch.save wrote before 1.6
 
 
+FOLDER = 0x10  # an attribute in zip files: of what is marked so, torch reads nothing, and says nothing
+
+
 def damage(path):
     """What is wrong with the bytes of a checkpoint file, as text; None if it is whole."""
     try:
         with zipfile.ZipFile(path) as archive:  # torch itself does not look at the checksums
             if sum(info.file_size for info in archive.infolist()) > os.path.getsize(path):
                 return "it would unpack to more than the file holds"
+            if any(info.external_attr & FOLDER for info in archive.infolist()):
+                return "a tensor in it is marked as a folder"
             member = archive.testzip()
         return f"checksum of {member} is wrong" if member else None
     except Exception as error:  # a dozen types, for as many kinds of damage

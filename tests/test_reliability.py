@@ -121,9 +121,11 @@ def test_of_500_flipped_bytes_each_is_found_or_changes_nothing(trained, tmp_path
     path, rng = trained.checkpoint("run"), random.Random(1)
     data, true, found = path.read_bytes(), read_checkpoint(path), 0
     places = [rng.randrange(len(data)) for _ in range(250)] + rng.choices(structure(data, path), k=250)
-    for place in places:
+    flips = [(place, rng.randrange(1, 256)) for place in places]
+    flips.append((data.index(b"PK\x01\x02") + 38, 0x10))  # marks the first entry as a folder
+    for place, bits in flips:
         flipped = bytearray(data)
-        flipped[place] ^= rng.randrange(1, 256)
+        flipped[place] ^= bits
         (tmp_path / "last").write_bytes(flipped)
         try:
             assert same(read_checkpoint(tmp_path / "last"), true), place
@@ -318,7 +320,7 @@ def test_numbers_that_explode_stop_the_run_with_the_iteration_and_the_checkpoint
     lr = ["--lr", 1e30] if plant == "lr" else []
     if lr:
         error = copied.run("other", *lr, "--save_output", "no", "--gather_step", 4, status=1).stderr
-        assert "not finite since iteration 2" in error and error.count("\n") == 1
+        assert "not finite since iteration 2" in error and "Traceback" not in error
         assert not copied.checkpoint("other").exists()  # it was never good
         return
     before = copied.checkpoint("run").read_bytes()
