@@ -3,13 +3,34 @@ import io
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+
+
+def same(a, b):
+    """Whether two states are equal: their tensors in type, shape and every byte, and without NaN."""
+    if isinstance(a, torch.Tensor):
+        return a.dtype == b.dtype and torch.equal(a, b) and a.numpy().tobytes() == b.numpy().tobytes()
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+def wait_for(path, process):
+    """Waits until a process that runs has made path."""
+    start = time.time()
+    while not path.exists():
+        assert process.poll() is None and time.time() - start < 60
+        time.sleep(0.01)
 
 
 @pytest.fixture(scope="session")

@@ -23,10 +23,8 @@ import time
 from pathlib import Path
 
 os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # before any thread: forks have none but their own
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
 
-import torch
+from conftest import ROOT, same
 
 import main as program
 from checkpoints import read_checkpoint
@@ -138,16 +136,6 @@ class Training:
         """What was being written as it was killed: it is still there, under its temporary name; with the time."""
         return {(path, path.stat().st_mtime_ns) for folder in (self.outputs, self.checkpoints)
                 for path in folder.rglob(".*.tmp")}
-
-
-def same(a, b):
-    if isinstance(a, torch.Tensor):
-        return a.dtype == b.dtype and a.shape == b.shape and a.numpy().tobytes() == b.numpy().tobytes()
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(map(same, a, b))
-    return a == b
 
 
 def differences(one, other):

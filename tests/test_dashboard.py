@@ -20,11 +20,10 @@ from PIL import Image
 
 import dashboard
 import plots
-from browser import chromium, look, unavailable
-from conftest import ROOT
-from dashboard import Dashboard
-from test_run import same, wait_for
 from checkpoints import read_checkpoint
+from browser import chromium, look, unavailable
+from conftest import ROOT, same, wait_for
+from dashboard import Dashboard
 from utils import read_log
 
 BEGINNINGS = ("dashboard: ", "no dashboard", "dashboard.py: ")  # of each line that the dashboard prints

@@ -13,11 +13,11 @@ from sklearn.linear_model import LogisticRegression
 
 import dsprites
 import metrics
+from checkpoints import read_checkpoint
+from conftest import same
 from metrics import (active_latents, dci, encode_all, factor_vae, higgins, importance_scores, mean_kl, mig, modularity,
                      mutual_information, sap, score, share_factor, split, subgrid, total_correlation)
 from model import BetaVAE_B
-from test_run import same
-from checkpoints import read_checkpoint
 from utils import read_log
 
 SIZES = (3, 4, 5, 6)

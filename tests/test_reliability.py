@@ -21,18 +21,10 @@ import crash
 import dataset
 import main
 from checkpoints import Checkpoints, read_checkpoint
-from conftest import ROOT, Runs
-from crash import same
+from conftest import ROOT, Runs, same, wait_for
 from images import encoded, photo, prepared, write_zip
 from solver import Solver
 from utils import UserError, lock_holder, read_log, take_folder
-
-
-def wait_for(path, process):
-    start = time.time()
-    while not path.exists():
-        assert process.poll() is None and time.time() - start < 60
-        time.sleep(0.01)
 
 
 # Two at once.

@@ -14,19 +14,9 @@ from PIL import Image
 
 import main
 from checkpoints import Checkpoints, read_checkpoint
-from conftest import ROOT
+from conftest import ROOT, same, wait_for
 from solver import Solver
 from utils import UserError, read_log
-
-
-def same(a, b):
-    if isinstance(a, torch.Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
-    if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(map(same, a, b))
-    return a == b
 
 
 def assert_same_run(runs, one, other):
@@ -40,13 +30,6 @@ def assert_same_run(runs, one, other):
               if p.name != "args.json"} for name in (one, other)]
     assert files[0].keys() == files[1].keys()
     assert [name for name in files[0] if files[0][name] != files[1][name]] == []
-
-
-def wait_for(path, process):
-    start = time.time()
-    while not path.exists():
-        assert process.poll() is None and time.time() - start < 60
-        time.sleep(0.01)
 
 
 def test_resume_after_sigkill_gives_the_same_bytes(runs):
