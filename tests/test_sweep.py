@@ -2,6 +2,7 @@
 import csv
 import json
 import os
+import re
 import shlex
 import signal
 import statistics
@@ -242,7 +243,9 @@ def test_two_processes_of_torchrun_train_each_run_once(runs):
     process = start(runs, "--seed", "0-2", launcher=torchrun())
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 0, output
-    assert output.count(": finished after") == 3
+    # A process that looks just before another's run takes its lock starts it once more; that child finds it trained, or
+    # locked. So a run may be told of twice, but is trained once.
+    assert set(re.findall(r"s_seed=(\d): finished after", output)) == {"0", "1", "2"}
     for seed in range(3):
         assert said(runs, f"s_seed={seed}").count("a new run") == 1
     rows = list(csv.DictReader(open(runs.outputs("s") / "summary.csv")))
