@@ -459,7 +459,8 @@ class Solver:
             raise UserError(f"checkpoint {self.args.ckpt_name} holds another network than --model {self.args.model} "
                             f"--z_dim {self.args.z_dim} for {self.data.channels} channels") from None
         try:
-            self.load_optimizer(state["optim_states"]["optim"])
+            if self.args.train:  # weights without an optimiser can be looked at
+                self.load_optimizer(state["optim_states"]["optim"])
             self.iter = state["iter"]
             if state["arguments"] is not None:
                 self.load_streams(state)

@@ -191,28 +191,43 @@ def test_a_prepared_set_whose_header_lies_is_not_believed(tmp_path, header):
 
 
 CHANGES = [("iter", -1), ("iter", "9"), ("iter", None), ("model_states", {}), ("model_states.net", {"a": 1}), ("model_states.net", []),
-           ("optim_states", 3), ("optim_states.optim", {}), ("optim_states.optim.state", {}), ("optim_states.optim.state", [1]),
-           ("optim_states.optim.state.0", {}), ("optim_states.optim.state.0.exp_avg", torch.zeros(1)),
-           ("optim_states.optim.state.0.step", "x"), ("optim_states.optim.param_groups", []),
-           ("optim_states.optim.param_groups", [{"params": [1]}]), ("optim_states.optim.param_groups", [{}]),
+           ("optim_states", 3), ("optim_states.optim", {}), ("optim_states.optim.state", [1]),
+           ("optim_states.optim.state.0.step", "x"), ("optim_states.optim.param_groups", [{}]),
            ("arguments", {}), ("arguments", 5), ("arguments.lr", "x"), ("arguments.z_dim", 10**12), ("arguments.model", [1]),
            ("arguments.model", "Z"), ("arguments.beta1", 7), ("generators", {}), ("generators.noise", torch.zeros(3, dtype=torch.uint8)),
            ("generators.noise", torch.zeros(5056)), ("window", None), ("window.sums", torch.zeros(3, dtype=torch.float64)),
            ("window.count", -2), ("window.last_row", "x"), ("window.last_row", [1.0]), ("device", None), ("data", ["x"])]
 
+UNFIT = [("optim_states.optim.state", {}), ("optim_states.optim.state.0", {}),
+         ("optim_states.optim.state.0.exp_avg", torch.zeros(1)), ("optim_states.optim.param_groups", []),
+         ("optim_states.optim.param_groups", [{"params": [1]}])]  # an optimiser that is whole, but of another network
 
-@pytest.mark.parametrize("name, value", CHANGES)
-def test_a_checkpoint_with_a_field_of_another_kind_is_one_line(trained, tmp_path, name, value):
+
+def changed(trained, name, value):
+    """The state of a run's checkpoint with one field changed."""
     state = copy.deepcopy(read_checkpoint(trained.checkpoint("run")))
     part = state
     *path, last = name.split(".")
     for key in path:
         part = part[int(key) if key.isdecimal() else key]
     part[int(last) if last.isdecimal() else last] = value
-    torch.save(state, tmp_path / "bad")
+    return state
+
+
+@pytest.mark.parametrize("name, value", CHANGES)
+def test_a_checkpoint_with_a_field_of_another_kind_is_one_line(trained, tmp_path, name, value):
+    torch.save(changed(trained, name, value), tmp_path / "bad")
     for flags in ([], ["--train", "no"]):
         error = trained.run("other", *flags, "--ckpt_name", tmp_path / "bad", "--overwrite", "yes", status=1).stderr
         assert error.startswith("main.py: ") and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("name, value", UNFIT)
+def test_without_an_optimiser_that_fits_weights_are_drawn_but_not_trained_on(trained, tmp_path, name, value):
+    torch.save(changed(trained, name, value), tmp_path / "weights")
+    assert "pictures in" in trained.run("other", "--train", "no", "--ckpt_name", tmp_path / "weights").stdout
+    error = trained.run("other", "--ckpt_name", tmp_path / "weights", status=1).stderr
+    assert "its optimiser" in error and error.count("\n") == 1
 
 
 def test_a_public_checkpoint_without_a_whole_optimiser_is_one_line(trained, tmp_path):

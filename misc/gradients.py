@@ -1,0 +1,80 @@
+"""How loud is the KL term of objective B in the encoder, beside the reconstruction loss?
+
+    python misc/gradients.py checkpoints/dsprites_B/last
+    python misc/gradients.py --batches 200 misc/dsprites_B.pt
+
+At the weights of a checkpoint, over some batches: mean and standard deviation of KL - C and of the slope of gamma |KL - C|,
+the root mean square of that term's gradient over that of the reconstruction loss, on the encoder's weights (README,
+"Capacity"), for the paper's bars and for those rounded off by --delta 1.
+"""
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from checkpoints import read_checkpoint  # noqa: E402
+from dataset import return_data  # noqa: E402
+from model import MODELS  # noqa: E402
+from solver import capacity, epoch_order, kl_divergence, objective_B, reconstruction_loss  # noqa: E402
+from utils import UserError, count, exit_status, progress  # noqa: E402
+
+
+def measure(path, batches, dset_dir):
+    """Prints the table for a checkpoint of a run with objective B."""
+    try:
+        state = read_checkpoint(path)
+    except ValueError as error:
+        raise UserError(f"checkpoint {path} cannot be read: {error}") from None
+    flags = state["arguments"]
+    if not flags or flags["objective"] != "B":
+        raise UserError(f"checkpoint {path} is not of a run with --objective B")
+    args = argparse.Namespace(**{**flags, "dset_dir": dset_dir})
+    data = return_data(args)
+    net = MODELS[args.model](args.z_dim, data.channels)
+    net.load_state_dict(state["model_states"]["net"])
+    weights = list(net.encoder.parameters())
+    C = capacity(state["iter"], args.C_max, args.C_stop_iter)
+    order = epoch_order(0, 0, len(data))
+    torch.manual_seed(0)
+
+    distances, slopes, squares, recon_square = [], {0: [], 1: []}, {0: 0.0, 1: 0.0}, 0.0
+    for batch in progress(range(batches), unit="batch"):
+        x = data.batch(order[batch * args.batch_size:][:args.batch_size])
+        x_recon, mu, logvar = net(x)
+        total_kld = kl_divergence(mu, logvar)[0]
+        recon_loss = reconstruction_loss(x, x_recon, data.distribution)
+        recon_square += square(torch.autograd.grad(recon_loss, weights, retain_graph=True))
+        kld_square = square(torch.autograd.grad(total_kld, weights))
+        distance = (total_kld.detach() - C).requires_grad_()
+        distances.append(distance.item())
+        for delta in slopes:
+            slope, = torch.autograd.grad(objective_B(0, distance, args.gamma, 0, delta), distance)
+            slopes[delta].append(slope.item())
+            squares[delta] += slope.item()**2 * kld_square
+    distances = torch.tensor(distances)
+    print(f"{path}: iteration {state['iter']:,}, C {C:.3f}, {batches} batches of {args.batch_size}; "
+          f"KL - C {distances.mean():.4f} ± {distances.std():.4f} nats")
+    for delta, values in slopes.items():
+        values = torch.tensor(values)
+        print(f"--delta {delta}: slope {values.mean():.1f} ± {values.std():.1f}, "
+              f"gradient of the KL term {(squares[delta] / recon_square)**0.5:.2f} times that of the reconstruction loss")
+
+
+def square(gradients):
+    return sum(g.square().sum().item() for g in gradients)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("checkpoint", help="file of a run with --objective B")
+    parser.add_argument("--batches", type=count, default=100, help="how many to look at")
+    parser.add_argument("--dset_dir", default="data", help="folder of the data sets")
+    args = parser.parse_args()
+    return exit_status("gradients.py", "interrupted", lambda: measure(args.checkpoint, args.batches, args.dset_dir))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
