@@ -1,11 +1,11 @@
-"""How loud is the KL term of objective B in the encoder, beside the reconstruction loss?
+"""What stalls objective B, seen at the weights of a checkpoint (README, "Capacity").
 
-    python misc/gradients.py checkpoints/dsprites_B/last
-    python misc/gradients.py --batches 200 misc/dsprites_B.pt
+    python misc/stall.py checkpoints/dsprites_B/last
+    python misc/stall.py --batches 200 misc/dsprites_B.pt
 
-At the weights of a checkpoint, over some batches: mean and standard deviation of KL - C and of the slope of gamma |KL - C|,
-the root mean square of that term's gradient over that of the reconstruction loss, on the encoder's weights (README,
-"Capacity"), for the paper's bars and for those rounded off by --delta 1.
+Over some batches: mean and standard deviation of KL - C; of the slope of gamma |KL - C|; and the root mean square of
+that term's gradient over that of the reconstruction loss, on the encoder's weights, for the paper's bars and for those
+rounded off by --delta 1. Then, layer by layer, how many channels or units no image of a thousand switches on.
 """
 import argparse
 import sys
@@ -30,7 +30,7 @@ def measure(path, batches, dset_dir):
         raise UserError(f"checkpoint {path} cannot be read: {error}") from None
     flags = state["arguments"]
     if not flags or flags["objective"] != "B":
-        raise UserError(f"checkpoint {path} is not of a run with --objective B")
+        raise UserError(f"checkpoint {path} does not say that it is of a run with --objective B")
     args = argparse.Namespace(**{**flags, "dset_dir": dset_dir})
     data = return_data(args)
     net = MODELS[args.model](args.z_dim, data.channels)
@@ -63,8 +63,23 @@ def measure(path, batches, dset_dir):
               f"gradient of the KL term {(squares[delta] / recon_square)**0.5:.2f} times that of the reconstruction loss")
 
 
+    print("encoder, never on:", ", ".join(f"{off} of {all_}" for off, all_ in silent(net.encoder, data)))
+
+
 def square(gradients):
     return sum(g.square().sum().item() for g in gradients)
+
+
+@torch.no_grad()
+def silent(layers, data, images=1000):
+    """[(channels or units that are 0 everywhere in all of some images, of how many)] behind each ReLU of an encoder."""
+    found, x = [], data.batch(torch.linspace(0, len(data) - 1, images).long())
+    for layer in layers:
+        x = layer(x)
+        if isinstance(layer, torch.nn.ReLU):
+            on = (x > 0).transpose(0, 1).flatten(1).any(dim=1)
+            found.append((int((~on).sum()), len(on)))
+    return found
 
 
 def main():
@@ -73,7 +88,7 @@ def main():
     parser.add_argument("--batches", type=count, default=100, help="how many to look at")
     parser.add_argument("--dset_dir", default="data", help="folder of the data sets")
     args = parser.parse_args()
-    return exit_status("gradients.py", "interrupted", lambda: measure(args.checkpoint, args.batches, args.dset_dir))
+    return exit_status("stall.py", "interrupted", lambda: measure(args.checkpoint, args.batches, args.dset_dir))
 
 
 if __name__ == "__main__":
