@@ -266,3 +266,14 @@ def test_adagrad_trains_the_fully_connected_model_and_resumes_to_the_byte(runs):
     state = read_checkpoint(runs.checkpoint("whole"))["optim_states"]["optim"]["state"][0]
     assert set(state) == {"step", "sum"}
     assert "optimizer adagrad (now adam)" in runs.run("whole", *flags, "--optimizer", "adam", status=1).stderr
+
+
+def test_the_weights_that_come_with_the_repository_are_drawn_and_looked_into(runs, dset_dir):
+    weights = ROOT / "misc" / "dsprites_B.pt"
+    assert "pictures in" in runs.run("trained", "--train", "False", "--ckpt_name", weights).stdout
+    assert (runs.outputs("trained") / "150000" / "traverse_heart.png").exists()
+    told = subprocess.run([sys.executable, ROOT / "misc" / "stall.py", weights, "--batches", "2", "--dset_dir", dset_dir],
+                          capture_output=True, text=True, check=True).stdout
+    assert "iteration 150,000, C 25.000" in told and "never on: 0 of 32, 18 of 32, 26 of 32" in told
+    lost = subprocess.run([sys.executable, ROOT / "misc" / "stall.py", runs.folder / "none"], capture_output=True, text=True)
+    assert lost.returncode == 1 and lost.stderr.startswith("stall.py: ") and lost.stderr.count("\n") == 1
