@@ -19,12 +19,15 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
 os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # before any thread: forks have none but their own
 
 from conftest import ROOT, same
+
+from tqdm import tqdm
 
 import main as program
 from checkpoints import read_checkpoint
@@ -61,6 +64,7 @@ class Training:
             return pid, reader
         try:
             os.close(reader)
+            tqdm.set_lock(threading.RLock())  # its own is shared with all forks, and stays taken when one is killed in it
             for number in (1, 2):
                 os.dup2(os.open(self.text, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
             self.watch(place, nth, at_once, writer)
