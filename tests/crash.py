@@ -26,7 +26,6 @@ from pathlib import Path
 os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # before any thread: forks have none but their own
 
 from conftest import ROOT, same
-
 from tqdm import tqdm
 
 import main as program
