@@ -15,28 +15,19 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from checkpoints import read_checkpoint  # noqa: E402
-from dataset import return_data  # noqa: E402
-from model import MODELS  # noqa: E402
-from solver import capacity, epoch_order, kl_divergence, objective_B, reconstruction_loss  # noqa: E402
+from main import parse  # noqa: E402
+from solver import Solver, capacity, epoch_order, kl_divergence, objective_B, reconstruction_loss  # noqa: E402
 from utils import UserError, count, exit_status, progress  # noqa: E402
 
 
 def measure(path, batches, dset_dir):
     """Prints the table for a checkpoint of a run with objective B."""
-    try:
-        state = read_checkpoint(path)
-    except ValueError as error:
-        raise UserError(f"checkpoint {path} cannot be read: {error}") from None
-    flags = state["arguments"]
-    if not flags or flags["objective"] != "B":
+    solver = Solver(parse(["--train=False", f"--ckpt_name={path}", f"--dset_dir={dset_dir}", "--viz_on=False", "--cuda=False"]))
+    args, data, net = solver.args, solver.data, solver.net
+    if args.objective != "B":
         raise UserError(f"checkpoint {path} does not say that it is of a run with --objective B")
-    args = argparse.Namespace(**{**flags, "dset_dir": dset_dir})
-    data = return_data(args)
-    net = MODELS[args.model](args.z_dim, data.channels)
-    net.load_state_dict(state["model_states"]["net"])
     weights = list(net.encoder.parameters())
-    C = capacity(state["iter"], args.C_max, args.C_stop_iter)
+    C = capacity(solver.iter, args.C_max, args.C_stop_iter)
     order = epoch_order(0, 0, len(data))
     torch.manual_seed(0)
 
@@ -45,7 +36,7 @@ def measure(path, batches, dset_dir):
         x = data.batch(order[batch * args.batch_size:][:args.batch_size])
         x_recon, mu, logvar = net(x)
         total_kld = kl_divergence(mu, logvar)[0]
-        recon_loss = reconstruction_loss(x, x_recon, data.distribution)
+        recon_loss = reconstruction_loss(x, x_recon, solver.distribution)
         recon_square += square(torch.autograd.grad(recon_loss, weights, retain_graph=True))
         kld_square = square(torch.autograd.grad(total_kld, weights))
         distance = (total_kld.detach() - C).requires_grad_()
@@ -55,14 +46,12 @@ def measure(path, batches, dset_dir):
             slopes[delta].append(slope.item())
             squares[delta] += slope.item()**2 * kld_square
     distances = torch.tensor(distances)
-    print(f"{path}: iteration {state['iter']:,}, C {C:.3f}, {batches} batches of {args.batch_size}; "
+    print(f"{path}: iteration {solver.iter:,}, C {C:.3f}, {batches} batches of {args.batch_size}; "
           f"KL - C {distances.mean():.4f} ± {distances.std():.4f} nats")
     for delta, values in slopes.items():
         values = torch.tensor(values)
         print(f"--delta {delta}: slope {values.mean():.1f} ± {values.std():.1f}, "
               f"gradient of the KL term {(squares[delta] / recon_square)**0.5:.2f} times that of the reconstruction loss")
-
-
     print("encoder, never on:", ", ".join(f"{off} of {all_}" for off, all_ in silent(net.encoder, data)))
 
 
