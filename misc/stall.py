@@ -2,30 +2,51 @@
 
     python misc/stall.py checkpoints/dsprites_B/last
     python misc/stall.py --batches 200 misc/dsprites_B.pt
+    python misc/stall.py --told 3000 misc/dsprites_B.pt
 
 Over some batches: mean and standard deviation of KL - C; of the slope of gamma |KL - C|; and the root mean square of
 that term's gradient over that of the reconstruction loss, on the encoder's weights, for the paper's bars and for those
 rounded off by --delta 1. Then, layer by layer, how many channels or units no image of a thousand switches on.
+
+--told asks whether the decoder would follow, if only the encoder told it of shape and rotation: the encoder is left as it
+is, the three latents of lowest KL are replaced by these factors themselves, and the decoder trains on for that many
+iterations; then a new decoder on the same.
 """
 import argparse
+import copy
 import sys
 from pathlib import Path
 
+import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from dsprites import FACTOR_SIZES  # noqa: E402
 from main import parse  # noqa: E402
+from model import kaiming_init, reparameterise  # noqa: E402
 from solver import Solver, capacity, epoch_order, kl_divergence, objective_B, reconstruction_loss  # noqa: E402
 from utils import UserError, count, exit_status, progress  # noqa: E402
 
 
-def measure(path, batches, dset_dir):
-    """Prints the table for a checkpoint of a run with objective B."""
+def measure(path, batches, told_iterations, dset_dir):
+    """Prints what is known of the weights in a checkpoint of a run with objective B on dSprites."""
     solver = Solver(parse(["--train=False", f"--ckpt_name={path}", f"--dset_dir={dset_dir}", "--viz_on=False", "--cuda=False"]))
+    if solver.args.objective != "B" or solver.args.dataset != "dsprites":
+        raise UserError(f"checkpoint {path} is not of a run with --objective B on dSprites")
+    noise_of_bars(path, solver, batches)
+    data, net = solver.data, solver.net
+    with torch.no_grad():
+        images = data.batch(torch.linspace(0, len(data) - 1, 1000).long())
+        for name, layers, x in ("encoder", net.encoder, images), ("decoder", net.decoder, net.encode(images)[0]):
+            print(f"{name}, never on:", ", ".join(f"{off} of {all_}" for off, all_ in silent(layers, x)))
+    if told_iterations:
+        told(net, data, told_iterations, new=False)
+        told(net, data, told_iterations, new=True)
+
+
+def noise_of_bars(path, solver, batches):
     args, data, net = solver.args, solver.data, solver.net
-    if args.objective != "B":
-        raise UserError(f"checkpoint {path} does not say that it is of a run with --objective B")
     weights = list(net.encoder.parameters())
     C = capacity(solver.iter, args.C_max, args.C_stop_iter)
     order = epoch_order(0, 0, len(data))
@@ -52,17 +73,15 @@ def measure(path, batches, dset_dir):
         values = torch.tensor(values)
         print(f"--delta {delta}: slope {values.mean():.1f} ± {values.std():.1f}, "
               f"gradient of the KL term {(squares[delta] / recon_square)**0.5:.2f} times that of the reconstruction loss")
-    print("encoder, never on:", ", ".join(f"{off} of {all_}" for off, all_ in silent(net.encoder, data)))
 
 
 def square(gradients):
     return sum(g.square().sum().item() for g in gradients)
 
 
-@torch.no_grad()
-def silent(layers, data, images=1000):
-    """[(channels or units that are 0 everywhere in all of some images, of how many)] behind each ReLU of an encoder."""
-    found, x = [], data.batch(torch.linspace(0, len(data) - 1, images).long())
+def silent(layers, x):
+    """[(channels or units that are 0 everywhere for all of x, of how many)] behind each ReLU of the layers."""
+    found = []
     for layer in layers:
         x = layer(x)
         if isinstance(layer, torch.nn.ReLU):
@@ -71,13 +90,49 @@ def silent(layers, data, images=1000):
     return found
 
 
+def told(net, data, iterations, new):
+    """Trains a copy of the decoder, or a new one, told of shape and rotation; prints its reconstruction loss.
+
+    Told is the shape as -1, 0, 1 and the rotation as cosine and sine of the angle within the shape's own period (a
+    square looks the same after a quarter turn, an ellipse after half of one), scaled to a variance of 1, with noise of
+    standard deviation 0.2: the code that an encoder which knew these factors might give.
+    """
+    decoder = copy.deepcopy(net.decoder)
+    torch.manual_seed(0)
+    if new:
+        decoder.apply(kaiming_init)
+    rng = np.random.default_rng(0)
+    with torch.no_grad():
+        mu, logvar = net.encode(data.batch(torch.as_tensor(rng.choice(len(data), 1000))))
+        dead = kl_divergence(mu, logvar)[1].argsort()[:3]
+    optim, losses, every = torch.optim.Adam(decoder.parameters(), lr=5e-4), [], max(iterations // 6, 1)
+    for iteration in progress(range(1, iterations + 1), unit="it"):
+        index = rng.choice(len(data), 64)
+        shape, _, orientation, _, _ = np.unravel_index(index, FACTOR_SIZES)
+        angle = 2 * np.pi * orientation / 39 * np.array([4, 2, 1])[shape]
+        code = np.stack([(shape - 1) * 1.5**0.5, np.cos(angle) * 2**0.5, np.sin(angle) * 2**0.5], axis=1)
+        x = data.batch(torch.as_tensor(index))
+        with torch.no_grad():
+            mu, logvar = net.encode(x)
+            mu[:, dead], logvar[:, dead] = torch.as_tensor(code, dtype=torch.float32), 2 * np.log(0.2)
+            z = reparameterise(mu, logvar)
+        loss = reconstruction_loss(x, decoder(z), "bernoulli")
+        optim.zero_grad()
+        loss.backward()
+        optim.step()
+        losses.append(loss.item())
+        if iteration % every == 0:
+            print(f"{'a new' if new else 'its'} decoder, told, after {iteration:,}: {np.mean(losses[-every:]):.1f} nats")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("checkpoint", help="file of a run with --objective B")
     parser.add_argument("--batches", type=count, default=100, help="how many to look at")
+    parser.add_argument("--told", type=count, default=0, help="iterations of a decoder that is told shape and rotation")
     parser.add_argument("--dset_dir", default="data", help="folder of the data sets")
     args = parser.parse_args()
-    return exit_status("stall.py", "interrupted", lambda: measure(args.checkpoint, args.batches, args.dset_dir))
+    return exit_status("stall.py", "interrupted", lambda: measure(args.checkpoint, args.batches, args.told, args.dset_dir))
 
 
 if __name__ == "__main__":
