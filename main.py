@@ -41,10 +41,11 @@ def make_parser():
     add("--model", choices=MODELS, default="H",
         help="network: H convolutional and FC fully connected (Higgins et al.), B (Burgess et al.)")
     add("--gamma", type=float, default=1000.0, help="weight of |KL - C| in objective B; 1000 (Burgess et al.)")
+    add("--C_start", type=float, default=0.0, help="C at the start in objective B, nats; 0 (Burgess et al.)")
     add("--C_max", type=float, default=25.0,
         help="C at the end in objective B, nats; dSprites 25, CelebA 50 (Burgess et al.)")
     add("--C_stop_iter", type=count, default=10**5,
-        help="iterations in which C rises to C_max; 1e5 (Burgess et al.)")
+        help="iterations in which C goes from C_start to C_max; 1e5 (Burgess et al.)")
     add("--delta", type=float, default=0.0,
         help="nats within which the bars of |KL - C| are rounded off in objective B; 0: not (Burgess et al.)")
     add("--optimizer", choices=["adam", "adagrad"], default="adam",
@@ -98,7 +99,7 @@ def parse(argv=None, parser=None):
         (["max_iter", "batch_size", "z_dim", "C_stop_iter", "gather_step", "display_step", "save_step"],
          lambda v: v >= 1, "at least 1"),
         (["seed", "threads", "num_workers"], lambda v: v >= 0, "at least 0"),
-        (["beta", "gamma", "C_max", "delta"], lambda v: 0 <= v < math.inf, "a number of at least 0"),
+        (["beta", "gamma", "C_start", "C_max", "delta"], lambda v: 0 <= v < math.inf, "a number of at least 0"),
         (["lr"], lambda v: 0 < v < math.inf, "a number above 0"),
         (["beta1", "beta2"], lambda v: 0 <= v < 1, "at least 0 and below 1"),
         (["viz_port"], lambda v: 1 <= v <= 65535, "a port, 1 to 65535"),

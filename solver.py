@@ -69,9 +69,9 @@ def normalised_beta(beta, z_dim, pixels):
     return beta * z_dim / pixels
 
 
-def capacity(step, C_max, C_stop_iter):
-    """C in nats at a step: from 0 to C_max in a straight line, there at C_stop_iter (Appendix A.2)."""
-    return min(max(C_max * step / C_stop_iter, 0.0), C_max)
+def capacity(step, C_max, C_stop_iter, C_start=0.0):
+    """C in nats at a step: from C_start, 0 in the paper, to C_max in a straight line, there at C_stop_iter (Appendix A.2)."""
+    return C_start + (C_max - C_start) * step / C_stop_iter if step < C_stop_iter else C_max
 
 
 def epoch_order(seed, epoch, n):
@@ -94,7 +94,7 @@ def defining_flags(args):
     """The flags that make a run what it is, as a dict: with others, it is another run."""
     names = ["dataset", "dist", "model", "objective", "z_dim", "optimizer", "lr", "batch_size", "seed"]
     names += ["beta1", "beta2"] if args.optimizer == "adam" else []
-    names += ["beta"] if args.objective == "H" else ["gamma", "C_max", "C_stop_iter", "delta"]
+    names += ["beta"] if args.objective == "H" else ["gamma", "C_start", "C_max", "C_stop_iter", "delta"]
     return {name: getattr(args, name) for name in names}
 
 
@@ -209,7 +209,7 @@ class Solver:
             x_recon, mu, logvar = self.net(x, self.noise)  # float32, whatever the precision inside
         recon_loss = reconstruction_loss(x, x_recon, self.distribution)
         total_kld, latent_kld, mean_kld = kl_divergence(mu, logvar)
-        C = capacity(self.iter, args.C_max, args.C_stop_iter)
+        C = capacity(self.iter, args.C_max, args.C_stop_iter, args.C_start)
         if args.objective == "H":
             loss = objective_H(recon_loss, total_kld, args.beta)
         else:
@@ -431,7 +431,8 @@ class Solver:
             print(f"checkpoint {args.ckpt_name} has weights and optimiser of iteration {state['iter']:,}, but no flags "
                   "(those given now count), random numbers or averages for the log")
             return state
-        saved = argparse.Namespace(**{"optimizer": "adam", "dist": None, "delta": 0.0, **state["arguments"]})  # older ones lack these
+        later = {"optimizer": "adam", "dist": None, "C_start": 0.0, "delta": 0.0}  # flags that older checkpoints lack
+        saved = argparse.Namespace(**{**later, **state["arguments"]})
         if fault := fault_of_flags(saved):
             raise UserError(f"checkpoint {args.ckpt_name} is damaged or of another program: {fault}")
         if args.train:

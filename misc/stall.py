@@ -48,7 +48,7 @@ def measure(path, batches, told_iterations, dset_dir):
 def noise_of_bars(path, solver, batches):
     args, data, net = solver.args, solver.data, solver.net
     weights = list(net.encoder.parameters())
-    C = capacity(solver.iter, args.C_max, args.C_stop_iter)
+    C = capacity(solver.iter, args.C_max, args.C_stop_iter, args.C_start)
     order = epoch_order(0, 0, len(data))
     torch.manual_seed(0)
 

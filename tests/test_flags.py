@@ -10,7 +10,7 @@ from conftest import ROOT
 
 
 @pytest.mark.parametrize("flags", [
-    "--batch_size 0", "--C_max -1", "--image_size 128", "--model X", "--objective h", "--beta nan", "--lr 0",
+    "--batch_size 0", "--C_max -1", "--C_start -1", "--image_size 128", "--model X", "--objective h", "--beta nan", "--lr 0",
     "--lr inf", "--gamma -1", "--max_iter 1.5", "--max_iter inf", "--seed -1", "--train maybe", "--beta2 1",
     "--dataset mnist", "--viz_port 0", "--viz_server ''", "--viz_name ../x", "--viz_name /x", "--batch 64",
     "--unknown 1", "extra", "--z_dim 0", "--C_stop_iter 0", "--gather_step 0", "--threads -1", "--output_dir ''", "--lr", "--z_dim 1e30",
@@ -27,7 +27,7 @@ def test_a_value_that_makes_no_sense_is_one_line_and_status_2(flags, capsys):
 def test_defaults():
     assert vars(main.parse([])) == dict(
         train=True, seed=1, cuda=True, precision="float32", threads=0, max_iter=10**6, batch_size=64, z_dim=10, beta=4.0, objective="H",
-        dist=None, model="H", gamma=1000.0, delta=0.0, C_max=25.0, C_stop_iter=10**5, optimizer="adam", lr=1e-4, beta1=0.9,
+        dist=None, model="H", gamma=1000.0, delta=0.0, C_start=0.0, C_max=25.0, C_stop_iter=10**5, optimizer="adam", lr=1e-4, beta1=0.9,
         beta2=0.999, dset_dir="data",
         dataset="dsprites", image_size=64, num_workers=2, viz_on=True, viz_name="main", viz_server="localhost",
         viz_port=8097,
@@ -88,6 +88,6 @@ def test_the_dsprites_scripts_are_the_papers_settings():
     assert (args.dataset, args.z_dim, args.viz_name) == ("dsprites", 10, "dsprites_H")
     flags = next(flags for file, _, flags in commands() if file == "run_dsprites_B.sh" and "gamma" in flags)
     args = main.parse(shlex.split(flags))
-    assert (args.objective, args.model, args.gamma, args.C_max, args.C_stop_iter) == ("B", "B", 1000, 25, 10**5)
+    assert (args.objective, args.model, args.gamma, args.C_start, args.C_max, args.C_stop_iter) == ("B", "B", 1000, 0, 25, 10**5)
     assert (args.lr, args.beta1, args.beta2, args.batch_size, args.z_dim) == (5e-4, 0.9, 0.999, 64, 10)
     assert (args.max_iter, args.viz_name) == (10**6, "dsprites_B")

@@ -62,6 +62,8 @@ def test_normalised_beta():
 def test_capacity_rises_in_a_straight_line_and_stays():
     steps = (0, 1, 50_000, 100_000, 100_001, 2**40)
     assert [capacity(step, 25.0, 100_000) for step in steps] == [0, 0.00025, 12.5, 25, 25, 25]
+    assert [capacity(step, 25.0, 100_000, C_start=10.0) for step in steps] == [10, 10.00015, 17.5, 25, 25, 25]
+    assert [capacity(step, 5.0, 100_000, C_start=10.0) for step in steps] == [10, 9.99995, 7.5, 5, 5, 5]
 
 
 def test_each_epoch_is_a_permutation_of_its_own():
