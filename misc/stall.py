@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -122,7 +123,7 @@ def told(net, data, iterations, new):
         optim.step()
         losses.append(loss.item())
         if iteration % every == 0:
-            print(f"{'a new' if new else 'its'} decoder, told, after {iteration:,}: {np.mean(losses[-every:]):.1f} nats")
+            tqdm.write(f"{'a new' if new else 'its'} decoder, told, after {iteration:,}: {np.mean(losses[-every:]):.1f} nats")
 
 
 def main():
