@@ -26,8 +26,8 @@ def make_parser():
     add("--seed", type=count, default=1, help="of initialisation, data order, noise and the choice of pictures")
     add("--cuda", type=boolean, default=True, help="use a CUDA device when there is one")
     add("--precision", choices=["float32", "bf16"], default="float32",
-        help="of the network in training; bf16 (bfloat16) is faster where the processor has it built in; losses, sums and Adam stay float32; "
-             "may change when a run goes on; on CUDA, float32 means TensorFloat-32")
+        help="of the network in training; bf16 (bfloat16) is faster on most processors that have it; losses, sums and Adam "
+             "stay float32; may change when a run goes on; on CUDA, float32 means TensorFloat-32")
     add("--threads", type=count, default=0, help="CPU threads; 0: torch's choice")
     add("--max_iter", type=count, default=10**6, help="iterations, of one batch each, to train up to")
     add("--batch_size", type=count, default=64, help="images a batch; in neither paper, as far as found")

@@ -1,6 +1,6 @@
 """Draws the logs of several runs into one plane, reconstruction loss against KL (README, "Capacity").
 
-    python misc/compare.py outputs/dsprites_B outputs/dsprites_B_rounded --out compare.png
+    python misc/compare.py outputs/dsprites_B outputs/dsprites_B_rounded --out outputs/compare.png
 
 Each row of log.csv is a point, so that a run is a line, to a dot at its last row. Of two runs at the same KL the lower
 one tells more of the image in the same nats.
@@ -36,6 +36,7 @@ def compare(folders, labels, from_iter, to_recon, out):
     axes.yaxis.set_minor_formatter("{x:.0f}")
     axes.grid(alpha=0.3, which="both")
     axes.legend()
+    Path(out).parent.mkdir(parents=True, exist_ok=True)
     save(Path(out), figure.savefig)
 
 
@@ -45,7 +46,7 @@ def main():
     parser.add_argument("--labels", nargs="+", help="what to call them; without: their folders' names")
     parser.add_argument("--from_iter", type=count, default=0, help="leave out what comes before")
     parser.add_argument("--to_recon", type=float, default=float("inf"), help="leave out what lies above, nats")
-    parser.add_argument("--out", default="compare.png", help="file of the picture")
+    parser.add_argument("--out", default="outputs/compare.png", help="file of the picture")
     args = parser.parse_args()
     labels = args.labels or [Path(folder).name for folder in args.folders]
     return exit_status("compare.py", "interrupted",
