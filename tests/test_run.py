@@ -272,8 +272,21 @@ def test_the_weights_that_come_with_the_repository_are_drawn_and_looked_into(run
     weights = ROOT / "misc" / "dsprites_B.pt"
     assert "pictures in" in runs.run("trained", "--train", "False", "--ckpt_name", weights).stdout
     assert (runs.outputs("trained") / "150000" / "traverse_heart.png").exists()
-    told = subprocess.run([sys.executable, ROOT / "misc" / "stall.py", weights, "--batches", "2", "--dset_dir", dset_dir],
+    told = subprocess.run([sys.executable, ROOT / "misc" / "stall.py", weights, "--batches", "2", "--told", "6", "--dset_dir", dset_dir],
                           capture_output=True, text=True, check=True).stdout
+    assert told.count("its decoder, told, after") == told.count("a new decoder, told, after") == 6
     assert "iteration 150,000, C 25.000" in told and "never on: 0 of 32, 18 of 32, 26 of 32" in told
     lost = subprocess.run([sys.executable, ROOT / "misc" / "stall.py", runs.folder / "none"], capture_output=True, text=True)
     assert lost.returncode == 1 and lost.stderr.startswith("stall.py: ") and lost.stderr.count("\n") == 1
+
+
+def test_runs_are_compared_in_one_picture(tmp_path):
+    def compare(*arguments):
+        return subprocess.run([sys.executable, ROOT / "misc" / "compare.py", *arguments, "--out", tmp_path / "new" / "compare.png"],
+                              capture_output=True, text=True)
+
+    runs = [ROOT / "misc" / "runs" / name for name in ("dsprites_B", "dsprites_B_start10")]
+    assert compare(*runs).returncode == 0 and (tmp_path / "new" / "compare.png").stat().st_size > 10_000
+    for wrong in ([*runs, "--labels", "one"], [tmp_path], [*runs, "--from_iter", "1e9"]):
+        result = compare(*wrong)
+        assert result.returncode == 1 and result.stderr.startswith("compare.py: ") and result.stderr.count("\n") == 1
