@@ -14,10 +14,10 @@ from matplotlib.figure import Figure
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from plots import save  # noqa: E402
-from utils import UserError, count, exit_status, read_log  # noqa: E402
+from utils import UserError, exit_status, read_log  # noqa: E402
 
 
-def compare(folders, labels, from_iter, to_recon, out):
+def compare(folders, labels, to_recon, out):
     """Writes the picture of the runs in folders, each with a log.csv, to the file out."""
     if len(labels) != len(folders):
         raise UserError(f"--labels must name each of the {len(folders)} runs, not {len(labels)}")
@@ -25,9 +25,9 @@ def compare(folders, labels, from_iter, to_recon, out):
     axes = figure.subplots()
     for folder, label in zip(folders, labels):
         log = read_log(Path(folder) / "log.csv")
-        rows = [i for i, iteration in enumerate(log["iter"]) if iteration >= from_iter and log["recon_loss"][i] <= to_recon]
+        rows = [i for i, recon in enumerate(log["recon_loss"]) if recon <= to_recon]
         if not rows:
-            raise UserError(f"{folder} has no row from iteration {from_iter:,} on, of at most {to_recon:g} nats")
+            raise UserError(f"{folder} has no row of at most {to_recon:g} nats")
         kld, recon = ([log[name][i] for i in rows] for name in ("total_kld", "recon_loss"))
         line, = axes.plot(kld, recon, label=f"{label}: {recon[-1]:.1f} nats after {log['iter'][rows[-1]]:,.0f}")
         axes.plot(kld[-1], recon[-1], "o", color=line.get_color())
@@ -44,13 +44,12 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("folders", nargs="+", help="folders of runs, in each a log.csv")
     parser.add_argument("--labels", nargs="+", help="what to call them; without: their folders' names")
-    parser.add_argument("--from_iter", type=count, default=0, help="leave out what comes before")
     parser.add_argument("--to_recon", type=float, default=float("inf"), help="leave out what lies above, nats")
     parser.add_argument("--out", default="outputs/compare.png", help="file of the picture")
     args = parser.parse_args()
     labels = args.labels or [Path(folder).name for folder in args.folders]
     return exit_status("compare.py", "interrupted",
-                       lambda: compare(args.folders, labels, args.from_iter, args.to_recon, args.out))
+                       lambda: compare(args.folders, labels, args.to_recon, args.out))
 
 
 if __name__ == "__main__":

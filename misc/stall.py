@@ -47,6 +47,7 @@ def measure(path, batches, told_iterations, dset_dir):
 
 
 def noise_of_bars(path, solver, batches):
+    """Prints how KL - C and the slope of the bars vary over batches, and how loud that is in the encoder."""
     args, data, net = solver.args, solver.data, solver.net
     weights = list(net.encoder.parameters())
     C = capacity(solver.iter, args.C_max, args.C_stop_iter, args.C_start)

@@ -287,6 +287,6 @@ def test_runs_are_compared_in_one_picture(tmp_path):
 
     runs = [ROOT / "misc" / "runs" / name for name in ("dsprites_B", "dsprites_B_start10")]
     assert compare(*runs).returncode == 0 and (tmp_path / "new" / "compare.png").stat().st_size > 10_000
-    for wrong in ([*runs, "--labels", "one"], [tmp_path], [*runs, "--from_iter", "1e9"]):
+    for wrong in ([*runs, "--labels", "one"], [tmp_path], [*runs, "--to_recon", "1"]):
         result = compare(*wrong)
         assert result.returncode == 1 and result.stderr.startswith("compare.py: ") and result.stderr.count("\n") == 1
