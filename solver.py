@@ -98,6 +98,11 @@ def defining_flags(args):
     return {name: getattr(args, name) for name in names}
 
 
+def saved_flags(arguments):
+    """The flags in a checkpoint, a dict, as a namespace; those that came later have the values it was made with."""
+    return argparse.Namespace(**{"optimizer": "adam", "dist": None, "C_start": 0.0, "delta": 0.0, **arguments})
+
+
 def fault_of_flags(saved):
     """What is wrong with the flags in a checkpoint, as text; None if they are such as main.py lets through."""
     try:
@@ -431,8 +436,7 @@ class Solver:
             print(f"checkpoint {args.ckpt_name} has weights and optimiser of iteration {state['iter']:,}, but no flags "
                   "(those given now count), random numbers or averages for the log")
             return state
-        later = {"optimizer": "adam", "dist": None, "C_start": 0.0, "delta": 0.0}  # flags that older checkpoints lack
-        saved = argparse.Namespace(**{**later, **state["arguments"]})
+        saved = saved_flags(state["arguments"])
         if fault := fault_of_flags(saved):
             raise UserError(f"checkpoint {args.ckpt_name} is damaged or of another program: {fault}")
         if args.train:

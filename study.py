@@ -12,7 +12,7 @@ from pathlib import Path
 import dashboard
 import plots
 from checkpoints import read_checkpoint
-from solver import defining_flags
+from solver import defining_flags, saved_flags
 from utils import ACTIVE, UserError, atomic_file, read_log
 
 
@@ -34,7 +34,7 @@ def trained(run):
         state = read_checkpoint(run.checkpoints / "last")
     except (OSError, ValueError):
         return False
-    saved = state["arguments"] or {}
+    saved = vars(saved_flags(state["arguments"] or {}))
     return (state["iter"] >= run.args.max_iter
             and all(saved.get(name) == value for name, value in defining_flags(run.args).items()))
 
