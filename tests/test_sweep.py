@@ -247,7 +247,7 @@ def test_two_processes_of_torchrun_train_each_run_once(runs):
     # locked. So a run may be told of twice, but is trained once.
     assert set(re.findall(r"s_seed=(\d): finished after", output)) == {"0", "1", "2"}
     for seed in range(3):
-        assert said(runs, f"s_seed={seed}").count("a new run") == 1
+        assert said(runs, f"s_seed={seed}").count("a new run;") == 1  # as against "... starts a new run"
     rows = list(csv.DictReader(open(runs.outputs("s") / "summary.csv")))
     assert [row["finished"] for row in rows] == ["True"] * 3
 
