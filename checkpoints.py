@@ -21,7 +21,7 @@ class Checkpoints:
         self.folder = Path(folder)
 
     def paths(self):
-        """The checkpoints that are there, the newest first."""
+        """The checkpoints that are there: last, previous, then those kept, from the latest iteration on."""
         names = ["last", "previous"]
         if self.folder.is_dir():
             kept = [p.name for p in self.folder.iterdir() if p.name.isdecimal() and p.is_file()]
@@ -67,16 +67,20 @@ class Checkpoints:
 
     def load_newest(self):
         """The newest checkpoint that can be read; None if there is none of any kind."""
-        paths = self.paths()
+        paths, newest = self.paths(), None
         for path in paths:
+            if newest and int(path.name) <= newest[1]["iter"]:  # one that is kept may be newer than previous
+                break
             try:
-                state = read_checkpoint(path)
+                newest = path, read_checkpoint(path)
             except ValueError as error:
-                print(f"checkpoint {path} cannot be read ({error}): taking the one before")
+                print(f"checkpoint {path} cannot be read ({error}): taking the newest of the others")
                 continue
-            if path.name != "last":
-                print(f"using checkpoint {path} of iteration {state['iter']}")
-            return state
+            if path.name == "last":
+                return newest[1]
+        if newest:
+            print(f"using checkpoint {newest[0]} of iteration {newest[1]['iter']}")
+            return newest[1]
         if paths:
             raise UserError(f"no checkpoint in {self.folder} can be read; to start afresh and lose them: "
                             "--ckpt_name none --overwrite True")

@@ -6,7 +6,6 @@
 """
 import argparse
 import contextlib
-import math
 import os
 import sys
 from pathlib import Path
@@ -15,7 +14,7 @@ from dataset import DATASETS
 from metrics import LEVELS
 from model import MODELS
 from solver import Solver
-from utils import Parser, boolean, count, exit_status
+from utils import Parser, boolean, broken_rule, count, exit_status
 
 
 def make_parser():
@@ -26,7 +25,7 @@ def make_parser():
     add("--seed", type=count, default=1, help="of initialisation, data order, noise and the choice of pictures")
     add("--cuda", type=boolean, default=True, help="use a CUDA device when there is one")
     add("--precision", choices=["float32", "bf16"], default="float32",
-        help="of the network in training; bf16 (bfloat16) is faster on most processors that have it; losses, sums and Adam "
+        help="of the network in training; bf16 (bfloat16) is faster on some processors (README, Speed); losses, sums and Adam "
              "stay float32; may change when a run goes on; on CUDA, float32 means TensorFloat-32")
     add("--threads", type=count, default=0, help="CPU threads; 0: torch's choice")
     add("--max_iter", type=count, default=10**6, help="iterations, of one batch each, to train up to")
@@ -95,27 +94,14 @@ def parse(argv=None, parser=None):
     """
     parser = parser or make_parser()
     args = parser.parse_args(argv)
-    for names, holds, rule in (
-        (["max_iter", "batch_size", "z_dim", "C_stop_iter", "gather_step", "display_step", "save_step"],
-         lambda v: v >= 1, "at least 1"),
-        (["seed", "threads", "num_workers"], lambda v: v >= 0, "at least 0"),
-        (["beta", "gamma", "C_start", "C_max", "delta"], lambda v: 0 <= v < math.inf, "a number of at least 0"),
-        (["lr"], lambda v: 0 < v < math.inf, "a number above 0"),
-        (["beta1", "beta2"], lambda v: 0 <= v < 1, "at least 0 and below 1"),
-        (["viz_port"], lambda v: 1 <= v <= 65535, "a port, 1 to 65535"),
-        (["image_size"], lambda v: v == 64, "64: the networks of both papers are made for 64x64 images"),
-        (["seed", "max_iter", "batch_size", "C_stop_iter", "gather_step", "display_step", "save_step"],
-         lambda v: v < 2**63, "below 2^63"),
-        (["z_dim"], lambda v: v <= 1024, "at most 1024"),
-        (["threads"], lambda v: v <= 4096, "at most 4096"),
+    names = (
         (["viz_name"], lambda v: v.strip() and not Path(v).is_absolute() and ".." not in Path(v).parts
          and Path(v).parts, "a name for a folder inside output_dir"),
         (["dset_dir", "output_dir", "ckpt_dir", "ckpt_name", "viz_server"], lambda v: v, "given"),
         (["dset_dir", "output_dir", "ckpt_dir", "ckpt_name", "viz_name"], is_path, "a name that files can have"),
-    ):
-        for name in names:
-            if not holds(getattr(args, name)):
-                parser.error(f"--{name} must be {rule}, not {getattr(args, name)!r}")
+    )
+    if broken := broken_rule(vars(args)) or broken_rule(vars(args), names):
+        parser.error(f"--{broken[0]} must be {broken[1]}, not {getattr(args, broken[0])!r}")
     if os.path.realpath(args.output_dir) == os.path.realpath(args.ckpt_dir):
         parser.error("--output_dir and --ckpt_dir must be two folders: both name things by iteration")
     return args

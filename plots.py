@@ -269,12 +269,15 @@ def curves(log_path, path):
     save(path, figure.savefig)
 
 
-def capacity(log_path, told, path):
+def capacity(log_path, told, path, iteration):
     """Draws the KL of each latent, and C, against iterations; each line says at its end what it codes.
 
     As Burgess et al. (2018), Fig. 3: latents are taken into use one after the other as C grows.
+    told: of the weights at that iteration, where the lines end.
     """
     log = read_log(log_path)
+    count = sum(i <= iteration for i in log["iter"])
+    log = {name: values[:count] for name, values in log.items()}
     told_of = ", the factor that it tells most about, and this factor's share of all that it tells"
     latents = [name for name in log if name.startswith("kld_")]
     if not log["iter"]:
@@ -339,7 +342,7 @@ def study(values, path):
     for axes in panels:  # what is left of the last row
         axes.set_axis_off()
     figure.suptitle("A dot is a seed, a line the median of its setting", x=0.01, ha="left", fontsize=10)
-    save(path, figure.savefig, shared=True)
+    save(path, figure.savefig)
 
 
 def spread(heights, gap):
@@ -350,9 +353,9 @@ def spread(heights, gap):
     return moved
 
 
-def save(path, write, shared=False, **options):
-    """Writes a picture through write(file, format=): a reader of path never sees half of it. shared: of atomic_file."""
+def save(path, write, **options):
+    """Writes a picture through write(file, format=): a reader of path never sees half of it, and several may write it."""
     buffer = io.BytesIO()
     write(buffer, format=path.suffix[1:], **options)
-    with atomic_file(path, shared=shared) as file:
+    with atomic_file(path, shared=True) as file:
         file.write(buffer.getbuffer())

@@ -19,7 +19,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from archives import Source, read_exactly, read_member
 from utils import UserError, atomic_file, progress, remove_leftovers
@@ -48,6 +48,7 @@ def decode(data, crop, channels):
             raise ValueError(f"more than {MAX_PIXELS:,} pixels")
         if crop > min(width, height):
             raise ValueError(f"smaller than the crop of {crop} pixels")
+        exif = image.info.get("exif", b"")
         kept = (crop, crop) if crop else (width, height)
         left, top = (width - kept[0]) // 2, (height - kept[1]) // 2
         # A JPEG comes out smaller, at a fraction of the time, but with no fewer than 64 pixels in what is kept.
@@ -58,6 +59,8 @@ def decode(data, crop, channels):
         image = image.crop((x, y, math.ceil(box[2]), math.ceil(box[3])))  # or the resize would look around the box
         small = eight_bits(image, mode).resize((SIDE, SIDE), Image.Resampling.BILINEAR,
                                                box=(box[0] - x, box[1] - y, box[2] - x, box[3] - y))
+        small.info["exif"] = exif
+        small = ImageOps.exif_transpose(small)  # as cameras held upright mean it; a square stays one
     return np.asarray(small).reshape(SIDE, SIDE, channels).transpose(2, 0, 1)
 
 

@@ -1,7 +1,7 @@
 """One run: the objectives of both papers, the training loop, checkpoints, and when to draw."""
 import argparse
 import json
-import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ from checkpoints import Checkpoints
 from dashboard import Dashboard
 from dataset import DATASETS, return_data
 from model import MODELS
-from utils import (Log, StopSignals, UserError, atomic_file, find_device, git_commit,
+from utils import (WHOLE, Log, StopSignals, UserError, atomic_file, broken_rule, find_device, git_commit,
                    keep_freed_memory, progress, take_folder, versions)
 
 
@@ -111,11 +111,13 @@ def fault_of_flags(saved):
         return str(error)
     choices = {"dataset": DATASETS, "dist": (None, "bernoulli", "gaussian"), "model": list(MODELS),
                "objective": ("H", "B"), "optimizer": ("adam", "adagrad")}
-    most = {"z_dim": 1024, "batch_size": 2**63, "seed": 2**63, "C_stop_iter": 2**63, "beta1": 1, "beta2": 1}
+    numbers = {name: value for name, value in flags.items() if name not in choices}
     for name, value in flags.items():
         if value not in choices[name] if name in choices else not (
-                type(value) in (int, float) and 0 <= value <= most.get(name, math.inf)):
+                type(value) is int or type(value) is float and name not in (*WHOLE, "seed")):
             return f"its {name} is {value!r}"
+    if broken := broken_rule(numbers):
+        return f"its {broken[0]} is {flags[broken[0]]!r}"
     return None
 
 
@@ -202,13 +204,13 @@ class Solver:
         self.log.close()
         what = "finished" if self.iter == args.max_iter else "stopped"
         print(f"{what} at iteration {self.iter:,}; saved in {self.checkpoints.folder}")
-        if what == "stopped":
+        if stop.received:  # also in the last iteration: the next call scores
             return 128 + stop.received
         self.evaluate()
         return 0
 
     def training_step(self, x):
-        """One step of Adam on the objective of x, a batch of images (B, C, 64, 64)."""
+        """One step of the optimiser on the objective of x, a batch of images (B, C, 64, 64)."""
         args = self.args
         with torch.autocast(self.device.type, torch.bfloat16, enabled=args.precision == "bf16"):
             x_recon, mu, logvar = self.net(x, self.noise)  # float32, whatever the precision inside
@@ -266,6 +268,7 @@ class Solver:
         return f"recon {recon_loss:.1f} KL {total_kld:.2f}" + ("" if C is None else f" C {C:.2f}")
 
     def display(self):
+        self.stop_if_not_finite()  # nothing to draw
         tqdm.write(f"[{self.iter:,}] {self.summary()} nats")
         if self.args.save_output:
             self.draw()
@@ -300,7 +303,7 @@ class Solver:
         plots.factors(self.net.decode, mu[:5], kld, told, folder / "factors.png")
         if self.log.path.exists():
             plots.curves(self.log.path, self.outputs / "curves.png")
-            plots.capacity(self.log.path, told, self.outputs / "capacity.png")
+            plots.capacity(self.log.path, told, self.outputs / "capacity.png", self.iter)
         tqdm.write(f"pictures in {folder}")
         self.dashboard.update(self.iter, folder)
 
@@ -344,7 +347,7 @@ class Solver:
         mu, logvar = metrics.encode_all(self.net, self.data, indices)                 # N, z_dim
         scores = metrics.score(mu, logvar, factors, level)
         scores["settings"].update(iter=self.iter, commit=git_commit(), **self.environment())
-        with atomic_file(folder / "metrics.json") as file:
+        with atomic_file(folder / "metrics.json", shared=True) as file:
             file.write(json.dumps(scores, indent=2).encode())
         self.dashboard.update(self.iter)
         print(f"{metrics.table(scores)}\n{self.args.viz_name}, iteration {self.iter:,}: {len(mu):,} images, "
@@ -376,6 +379,7 @@ class Solver:
             if self.iter:
                 self.save()
             self.checkpoints.forget_after(self.iter)
+            self.set_aside_results()
         environment = self.environment()
         with atomic_file(self.outputs / "args.json") as file:
             file.write(json.dumps({"arguments": vars(self.args), **environment,
@@ -388,6 +392,14 @@ class Solver:
             beta = normalised_beta(self.args.beta, self.args.z_dim, self.data.channels * self.args.image_size**2)
             print(f"beta {self.args.beta:g}: normalised, by {self.args.z_dim} latents and the size of an image, {beta:.3g}")
         self.dashboard.update(self.iter)
+
+    def set_aside_results(self):
+        """Renames the folders of pictures and scores after this iteration: they are those of the run that is replaced."""
+        for folder in list(self.outputs.iterdir()):
+            if folder.name.isdecimal() and int(folder.name) > self.iter:
+                old = folder.with_name(f"{folder.name}.old")
+                shutil.rmtree(old, ignore_errors=True)
+                folder.rename(old)
 
     def environment(self):
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
@@ -425,8 +437,8 @@ class Solver:
         """Reads the checkpoint that args names, if there is one, and checks that it fits args."""
         args, folder = self.args, self.checkpoints.folder
         if args.train and args.ckpt_name != "last" and not args.overwrite and self.checkpoints.paths():
-            raise UserError(f"{folder} holds checkpoints that --ckpt_name {args.ckpt_name} would overwrite: "
-                            "give another --viz_name, or --overwrite True")
+            raise UserError(f"{folder} holds checkpoints that --ckpt_name {args.ckpt_name} would overwrite: to go on with "
+                            "them leave it out; else give another --viz_name, or --overwrite True to lose them")
         state = None if args.ckpt_name == "none" else self.checkpoints.load(args.ckpt_name)
         if state is None:
             if not args.train:
@@ -475,6 +487,9 @@ class Solver:
 
     def load_optimizer(self, saved):
         """Takes the state of the optimiser; its settings are those of the flags and of the device here."""
+        if not saved["param_groups"]:
+            raise UserError(f"checkpoint {self.args.ckpt_name} holds weights without an optimiser: with --train False it "
+                            "can be drawn and scored, but training cannot go on from it")
         groups = [{**now, "params": before["params"]} for now, before in zip(
             self.optim.state_dict()["param_groups"], saved["param_groups"], strict=True)]
         self.optim.load_state_dict({"state": saved["state"], "param_groups": groups})

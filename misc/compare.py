@@ -19,6 +19,8 @@ from utils import UserError, exit_status, read_log  # noqa: E402
 
 def compare(folders, labels, to_recon, out):
     """Writes the picture of the runs in folders, each with a log.csv, to the file out."""
+    if Path(out).suffix not in (".png", ".pdf", ".svg"):
+        raise UserError(f"--out must end in .png, .pdf or .svg, not {out}")
     if len(labels) != len(folders):
         raise UserError(f"--labels must name each of the {len(folders)} runs, not {len(labels)}")
     figure = Figure(figsize=(9, 5.5), layout="constrained")

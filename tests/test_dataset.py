@@ -128,6 +128,16 @@ def test_images_of_other_modes_are_read(data, pixel):
     assert prepare.decode(data, 0, 1).shape == (1, 64, 64)
 
 
+def test_photos_are_turned_as_the_camera_says():
+    exif = Image.Exif()
+    exif[0x0112] = 6  # Orientation: to be turned clockwise by a quarter
+    upright = prepare.decode(encoded(photo(1, size=(128, 128)).transpose(Image.Transpose.ROTATE_270), "PNG"), 0, 3)
+    turned = prepare.decode(encoded(photo(1, size=(128, 128)), "PNG", exif=exif), 0, 3)
+    assert abs(upright.astype(int) - turned).max() <= 1  # resized before it is turned
+    jpeg = prepare.decode(encoded(photo(1, size=(128, 128)), exif=exif), 0, 3).astype(int)
+    assert abs(jpeg - upright).mean() < 3
+
+
 def bomb():
     """A PNG of 2,800 bytes that says it has 9 GB of pixels."""
     data = bytearray(encoded(Image.new("L", (64, 64)), "PNG"))

@@ -1,5 +1,6 @@
 """Pictures: that they show what they say."""
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -131,8 +132,8 @@ def write_log(path, rows, C="1.5"):
     return path
 
 
-def test_capacity_labels_each_line_at_its_end(figure, tmp_path):
-    drawn = figure(plots.capacity, write_log(tmp_path / "log.csv", (1, 2, 3)), TOLD)
+def test_capacity_labels_each_line_at_its_end_which_is_the_iteration_of_the_weights(figure, tmp_path):
+    drawn = figure(partial(plots.capacity, iteration=300), write_log(tmp_path / "log.csv", (1, 2, 3, 4)), TOLD)
     labels = {text.get_text(): text for text in drawn.axes[0].texts}
     assert list(labels) == ["z_1  posX 93 %  KL 3.00 nats", "z_0  scale 80 %  KL 0.50 nats",
                             "z_2  inactive  KL 0.00 nats", "C  1.50 nats"]
@@ -144,10 +145,10 @@ def test_capacity_labels_each_line_at_its_end(figure, tmp_path):
 
 
 def test_capacity_without_C_factors_or_rows(figure, tmp_path):
-    drawn = figure(plots.capacity, write_log(tmp_path / "log.csv", (1,), C=""), None)
+    drawn = figure(partial(plots.capacity, iteration=100), write_log(tmp_path / "log.csv", (1,), C=""), None)
     assert [text.get_text() for text in drawn.axes[0].texts][0] == "z_1  KL 1.00 nats"
     assert not any(text.get_text().startswith("C ") for text in drawn.axes[0].texts)
-    plots.capacity(write_log(tmp_path / "log.csv", ()), None, tmp_path / "none.png")
+    plots.capacity(write_log(tmp_path / "log.csv", ()), None, tmp_path / "none.png", 100)
     assert not (tmp_path / "none.png").exists()
 
 

@@ -1,6 +1,7 @@
 """Real runs of main.py, small ones: what they write, and that none is lost."""
 import csv
 import json
+import os
 import random
 import shutil
 import signal
@@ -16,7 +17,7 @@ import main
 from checkpoints import Checkpoints, read_checkpoint
 from conftest import ROOT, same, wait_for
 from solver import Solver
-from utils import UserError, read_log
+from utils import UserError, atomic_file, read_log
 
 
 def assert_same_run(runs, one, other):
@@ -27,7 +28,7 @@ def assert_same_run(runs, one, other):
     for key in states[0]:
         assert same(states[0][key], states[1][key]), key
     files = [{p.relative_to(runs.outputs(name)): p.read_bytes() for p in runs.outputs(name).rglob("*.*")
-              if p.name != "args.json"} for name in (one, other)]
+              if p.is_file() and p.name != "args.json" and not p.parent.suffix} for name in (one, other)]
     assert files[0].keys() == files[1].keys()
     assert [name for name in files[0] if files[0][name] != files[1][name]] == []
 
@@ -159,10 +160,15 @@ def test_a_log_without_its_checkpoints_is_kept(runs):
 def test_going_back_to_an_older_checkpoint_needs_overwrite_and_forgets_what_came_later(runs):
     runs.run("whole")
     runs.run("run")
-    assert "--overwrite" in runs.run("run", "--ckpt_name", "previous", status=1).stderr
+    error = runs.run("run", "--ckpt_name", "previous", status=1).stderr
+    assert "--overwrite" in error and "to go on with them leave it out" in error
     for kept in ("20", "50000"):  # before and after where it goes back to
         shutil.copy(runs.checkpoint("run"), runs.checkpoint("run", kept))
+    scores = runs.outputs("run") / "40" / "metrics.json"
+    scores.write_text("{}")
     runs.run("run", "--ckpt_name", "previous", "--overwrite", "yes")
+    assert not scores.exists() and (runs.outputs("run") / "40.old" / "metrics.json").exists()
+    assert (runs.outputs("run") / "20").exists()  # before where it goes back to
     assert {p.name for p in runs.checkpoint("run").parent.iterdir()} == {"last", "previous", "20", "lock"}
     assert read_checkpoint(runs.checkpoint("run", "previous"))["iter"] == 30
     assert_same_run(runs, "whole", "run")
@@ -216,6 +222,37 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_the_good_checkpoint_stays(r
     assert runs.checkpoint("run").read_bytes() == good
 
 
+def test_pictures_that_come_before_the_next_row_of_the_log_do_not_hide_a_bad_loss(runs):
+    error = runs.run("run", "--lr", 1e30, "--gather_step", 8, "--display_step", 3, status=1).stderr
+    assert "not finite since iteration 2" in error
+
+
+def test_a_stop_in_the_last_iteration_is_a_stop_and_the_next_call_scores(runs, monkeypatch):
+    display = Solver.display
+    monkeypatch.setattr(Solver, "display", lambda solver: (display(solver), os.kill(os.getpid(), signal.SIGTERM)))
+    flags = ["--max_iter", 8, "--gather_step", 8, "--display_step", 8, "--save_output", "no", "--metrics", "fast"]
+    assert "finished at iteration 8" in runs.run("run", *flags, status=143).stdout
+    assert not list(runs.outputs("run").glob("*/metrics.json"))
+    runs.run("run", *flags)
+    assert (runs.outputs("run") / "8" / "metrics.json").exists()
+
+
+def test_a_run_that_trains_may_be_drawn_at_the_same_time(tmp_path):
+    path = tmp_path / "curves.png"
+    with atomic_file(path, shared=True) as file:
+        process = subprocess.run([sys.executable, "-c", "import sys, plots; from pathlib import Path\n"
+                                  "plots.save(Path(sys.argv[1]), lambda file, format: file.write(b'one'))", path], cwd=ROOT)
+        assert process.returncode == 0 and path.read_bytes() == b"one"
+        file.write(b"other")
+    assert path.read_bytes() == b"other" and list(tmp_path.iterdir()) == [path]
+
+
+def test_weights_without_an_optimiser_are_drawn_but_not_trained_on(runs):
+    flags = ["--ckpt_name", ROOT / "misc" / "dsprites_B.pt"]
+    rounded = ["--batch_size", 64, "--lr", 5e-4, "--delta", 1, "--max_iter", 200_000]
+    assert "weights without an optimiser" in runs.run("run", *flags, *rounded, status=1).stderr
+
+
 def test_a_data_set_smaller_than_a_batch_is_an_error(runs):
     assert "fewer than one batch" in runs.run("run", "--batch_size", 10**6, status=1).stderr
 
@@ -226,9 +263,12 @@ def test_one_checkpoint_is_kept_for_good_at_multiples(tmp_path):
         checkpoints.save({"iter": iteration, "model_states": {"net": {}}, "arguments": None,
                           "optim_states": {"optim": {"state": {}, "param_groups": []}}})
     assert [p.name for p in checkpoints.paths()] == ["last", "previous", "100000", "50000"]
-    for name in ("last", "previous"):
-        (tmp_path / name).write_bytes(b"")
-    assert checkpoints.load()["iter"] == 100_000
+    (tmp_path / "last").write_bytes(b"")
+    assert checkpoints.load()["iter"] == 100_000  # not previous, of 60,000
+    (tmp_path / "100000").write_bytes(b"")
+    assert checkpoints.load()["iter"] == 60_000
+    (tmp_path / "previous").write_bytes(b"")
+    assert checkpoints.load()["iter"] == 50_000
     assert checkpoints.load("50000")["iter"] == 50_000
     with pytest.raises(UserError, match="no checkpoint 70000"):
         checkpoints.load("70000")
@@ -282,11 +322,11 @@ def test_the_weights_that_come_with_the_repository_are_drawn_and_looked_into(run
 
 def test_runs_are_compared_in_one_picture(tmp_path):
     def compare(*arguments):
-        return subprocess.run([sys.executable, ROOT / "misc" / "compare.py", *arguments, "--out", tmp_path / "new" / "compare.png"],
+        return subprocess.run([sys.executable, ROOT / "misc" / "compare.py", "--out", tmp_path / "new" / "compare.png", *arguments],
                               capture_output=True, text=True)
 
     runs = [ROOT / "misc" / "runs" / name for name in ("dsprites_B", "dsprites_B_start10")]
     assert compare(*runs).returncode == 0 and (tmp_path / "new" / "compare.png").stat().st_size > 10_000
-    for wrong in ([*runs, "--labels", "one"], [tmp_path], [*runs, "--to_recon", "1"]):
+    for wrong in ([*runs, "--labels", "one"], [tmp_path], [*runs, "--to_recon", "1"], [*runs, "--out", "picture"]):
         result = compare(*wrong)
         assert result.returncode == 1 and result.stderr.startswith("compare.py: ") and result.stderr.count("\n") == 1

@@ -235,6 +235,17 @@ def test_processes_of_a_machine_with_several_gpus_take_one_each(monkeypatch):
     assert sweep.environment(0, False)["CUDA_VISIBLE_DEVICES"] == "4,5,7"
 
 
+@pytest.mark.parametrize("flags, name", [
+    ("--objective B --beta 1,4", "beta"), ("--objective H --C_max 15,25", "C_max"), ("--optimizer adagrad --beta1 0.5,0.9", "beta1"),
+    ("--objective H,B --beta 1,4", "beta"),
+])
+def test_a_flag_that_would_change_nothing_is_refused(flags, name, capsys):
+    with pytest.raises(SystemExit) as exit:
+        sweep.parse(["--sweep_name", "s", *flags.split()])
+    error = capsys.readouterr().err
+    assert exit.value.code == 2 and f"--{name} changes nothing" in error and error.count("\n") == 1
+
+
 def torchrun(*flags):
     return "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *flags
 
