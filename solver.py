@@ -381,9 +381,9 @@ class Solver:
             self.checkpoints.forget_after(self.iter)
             self.set_aside_results()
         environment = self.environment()
+        about = {"arguments": vars(self.args), **environment, "commit": git_commit()}
         with atomic_file(self.outputs / "args.json") as file:
-            file.write(json.dumps({"arguments": vars(self.args), **environment,
-                                   "commit": git_commit()}, indent=2).encode())
+            file.write(json.dumps({**about, "before": self.earlier_sessions()}, indent=2).encode())
         self.saved_iter = self.iter
         start = f"resumed at iteration {self.iter:,}" if self.iter else "a new run"
         print(f"{self.args.viz_name}: {start}; {len(self.data):,} images; {environment['device']}, "
@@ -392,6 +392,16 @@ class Solver:
             beta = normalised_beta(self.args.beta, self.args.z_dim, self.data.channels * self.args.image_size**2)
             print(f"beta {self.args.beta:g}: normalised, by {self.args.z_dim} latents and the size of an image, {beta:.3g}")
         self.dashboard.update(self.iter)
+
+    def earlier_sessions(self):
+        """What args.json said of code and machine when this run was started before: a dict for each part, until an iteration."""
+        try:
+            about = json.loads((self.outputs / "args.json").read_text()) if self.iter else {}
+            before = about.pop("before", [])
+            about.pop("arguments")
+            return [session for session in before if session["until"] < self.iter] + [{"until": self.iter, **about}]
+        except (OSError, ValueError, LookupError, TypeError, AttributeError):  # a fresh start, or a file that others made
+            return []
 
     def set_aside_results(self):
         """Renames the folders of pictures and scores after this iteration: they are those of the run that is replaced."""

@@ -253,6 +253,20 @@ def test_weights_without_an_optimiser_are_drawn_but_not_trained_on(runs):
     assert "weights without an optimiser" in runs.run("run", *flags, *rounded, status=1).stderr
 
 
+def test_args_json_remembers_the_code_and_the_machine_of_each_part_of_a_run(runs):
+    runs.run("run", "--max_iter", 8, "--save_output", "no")
+    runs.run("run", "--max_iter", 16, "--save_output", "no", "--precision", "bf16")
+    runs.run("run", "--max_iter", 24, "--save_output", "no", "--threads", 2)
+    about = json.loads((runs.outputs("run") / "args.json").read_text())
+    parts = [*about["before"], about]
+    assert [(part.get("until"), part["precision"], part["threads"]) for part in parts] == [
+        (8, "float32", 1), (16, "bf16", 1), (None, "float32", 2)]
+    assert all(part["commit"] and part["versions"] for part in parts)
+    (runs.outputs("run") / "args.json").write_text("[1]")
+    runs.run("run", "--max_iter", 32, "--save_output", "no")
+    assert json.loads((runs.outputs("run") / "args.json").read_text())["before"] == []
+
+
 def test_a_data_set_smaller_than_a_batch_is_an_error(runs):
     assert "fewer than one batch" in runs.run("run", "--batch_size", 10**6, status=1).stderr
 
