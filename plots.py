@@ -264,6 +264,7 @@ def curves(log_path, path):
     var.set(title="Posterior variance", ylabel="mean of sigma\u00b2", ylim=(0, None))
     for axes in (recon, kld, var):
         axes.set_xlabel("iterations")
+        axes.locator_params(axis="x", nbins=6)  # six digits each
         axes.grid(alpha=0.3)
     kld.legend(ncols=2 + len(latents) // 16, fontsize="small")
     save(path, figure.savefig)

@@ -1,8 +1,8 @@
 """What stalls objective B, seen at the weights of a checkpoint (README, "Capacity").
 
     python misc/stall.py checkpoints/dsprites_B/last
-    python misc/stall.py --batches 200 misc/dsprites_B.pt
-    python misc/stall.py --told 3000 misc/dsprites_B.pt
+    python misc/stall.py --batches 200 misc/dsprites_B_rounded.pt
+    python misc/stall.py --told 3000 misc/dsprites_B_rounded.pt
 
 Over some batches: mean and standard deviation of KL - C; of the slope of gamma |KL - C|; and the root mean square of
 that term's gradient over that of the reconstruction loss, on the encoder's weights, for the paper's bars and for those

@@ -248,7 +248,7 @@ def test_a_run_that_trains_may_be_drawn_at_the_same_time(tmp_path):
 
 
 def test_weights_without_an_optimiser_are_drawn_but_not_trained_on(runs):
-    flags = ["--ckpt_name", ROOT / "misc" / "dsprites_B.pt"]
+    flags = ["--ckpt_name", ROOT / "misc" / "dsprites_B_rounded.pt"]
     rounded = ["--batch_size", 64, "--lr", 5e-4, "--delta", 1, "--max_iter", 200_000]
     assert "weights without an optimiser" in runs.run("run", *flags, *rounded, status=1).stderr
 
@@ -323,7 +323,7 @@ def test_adagrad_trains_the_fully_connected_model_and_resumes_to_the_byte(runs):
 
 
 def test_the_weights_that_come_with_the_repository_are_drawn_and_looked_into(runs, dset_dir):
-    weights = ROOT / "misc" / "dsprites_B.pt"
+    weights = ROOT / "misc" / "dsprites_B_rounded.pt"
     assert "pictures in" in runs.run("trained", "--train", "False", "--ckpt_name", weights).stdout
     assert (runs.outputs("trained") / "150000" / "traverse_heart.png").exists()
     told = subprocess.run([sys.executable, ROOT / "misc" / "stall.py", weights, "--batches", "2", "--told", "6", "--dset_dir", dset_dir],
