@@ -64,7 +64,8 @@ def commands():
             if found := re.search(r"(?:python|PYTHON:-python}\"?) main\.py(.*)", line.replace('"${PROGRAM:-main.py}"', "main.py")):
                 yield path.name, program, found[1].replace('"$@"', "").split("`")[0].split("#")[0]
             elif found := re.search(r"(?:sh run_\w+\.sh|(?:python|\d) sweep\.py)(.*)", line):
-                yield path.name, program, re.split("[`#*']", found[1])[0]
+                objective = re.findall(r"sh run_\w+?_([BH])\w*\.sh", found[0])  # the script's own flags come first
+                yield path.name, program, " ".join(f"--objective {each}" for each in objective) + re.split("[`#*']", found[1])[0]
 
 
 @pytest.mark.parametrize("file, program, flags", list(commands()))

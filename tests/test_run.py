@@ -29,7 +29,7 @@ def assert_same_run(runs, one, other):
     for key in states[0]:
         assert same(states[0][key], states[1][key]), key
     files = [{p.relative_to(runs.outputs(name)): p.read_bytes() for p in runs.outputs(name).rglob("*.*")
-              if p.is_file() and p.name != "args.json" and not p.parent.suffix} for name in (one, other)]
+              if p.is_file() and p.name != "args.json" and p.parent.suffix != ".old"} for name in (one, other)]
     assert files[0].keys() == files[1].keys()
     assert [name for name in files[0] if files[0][name] != files[1][name]] == []
 

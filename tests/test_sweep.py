@@ -122,14 +122,14 @@ def test_a_run_of_a_sweep_gives_the_bytes_of_main_alone(runs, call):
 
 def test_finished_runs_are_skipped_and_interrupted_ones_resume(runs, call):
     flags = ["--save_output", "False", "--seed", 1]
-    runs.run("s_beta=1", *flags, "--beta", 1)
-    runs.run("s_beta=4", *flags, "--beta", 4, "--max_iter", 20)
-    assert "2 runs, 1 of them finished already" in call("--beta", "1,4").out
-    assert not (runs.outputs("s") / "s_beta=1.txt").exists() and "resumed at iteration 20" in said(runs, "s_beta=4")
-    before = said(runs, "s_beta=4")
+    runs.run("s_gamma=1", *flags, "--gamma", 1)
+    runs.run("s_gamma=4", *flags, "--gamma", 4, "--max_iter", 20)
+    assert "2 runs, 1 of them finished already" in call("--gamma", "1,4").out
+    assert not (runs.outputs("s") / "s_gamma=1.txt").exists() and "resumed at iteration 20" in said(runs, "s_gamma=4")
+    before = said(runs, "s_gamma=4")
     (runs.outputs("s") / "summary.csv").unlink()
-    assert "2 of 2 runs are finished" in call("--beta", "1,4").out
-    assert said(runs, "s_beta=4") == before  # nothing was started
+    assert "2 of 2 runs are finished" in call("--gamma", "1,4").out
+    assert said(runs, "s_gamma=4") == before  # nothing was started
     assert (runs.outputs("s") / "summary.csv").exists()
 
 
@@ -300,7 +300,7 @@ def summary(runs, monkeypatch):
     args, grid = sweep.parse(arguments(runs, "--objective", "H", "--beta", "1,4", "--seed", "0-1", "--max_iter", 9,
                                        "--gather_step", 5, "--metrics", "fast"))
     drawn = []
-    monkeypatch.setattr(plots, "save", lambda path, write, shared: drawn.append(write.__self__))
+    monkeypatch.setattr(plots, "save", lambda path, write: drawn.append(write.__self__))
     study.Summary(args, grid).write()
     return runs.outputs("s"), drawn[0]
 
