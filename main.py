@@ -14,7 +14,7 @@ from dataset import DATASETS
 from metrics import LEVELS
 from model import MODELS
 from solver import Solver
-from utils import Parser, boolean, broken_rule, count, exit_status
+from utils import RULES, Parser, boolean, broken_rule, count, exit_status
 
 
 def make_parser():
@@ -94,13 +94,14 @@ def parse(argv=None, parser=None):
     """
     parser = parser or make_parser()
     args = parser.parse_args(argv)
-    names = (
+    rules = (
+        *RULES,
         (["viz_name"], lambda v: v.strip() and not Path(v).is_absolute() and ".." not in Path(v).parts
          and Path(v).parts, "a name for a folder inside output_dir"),
         (["dset_dir", "output_dir", "ckpt_dir", "ckpt_name", "viz_server"], lambda v: v, "given"),
         (["dset_dir", "output_dir", "ckpt_dir", "ckpt_name", "viz_name"], is_path, "a name that files can have"),
     )
-    if broken := broken_rule(vars(args)) or broken_rule(vars(args), names):
+    if broken := broken_rule(vars(args), rules):
         parser.error(f"--{broken[0]} must be {broken[1]}, not {getattr(args, broken[0])!r}")
     if os.path.realpath(args.output_dir) == os.path.realpath(args.ckpt_dir):
         parser.error("--output_dir and --ckpt_dir must be two folders: both name things by iteration")

@@ -90,11 +90,16 @@ def stream_seed(seed, stream, start=0):
     return int(np.random.SeedSequence(seed, spawn_key=key).generate_state(1, np.uint32)[0])
 
 
+SETTINGS = {  # flags that count with one optimiser, or one objective, only
+    "adam": ["beta1", "beta2"], "adagrad": [],
+    "H": ["beta"], "B": ["gamma", "C_start", "C_max", "C_stop_iter", "delta"],
+}
+
+
 def defining_flags(args):
     """The flags that make a run what it is, as a dict: with others, it is another run."""
     names = ["dataset", "dist", "model", "objective", "z_dim", "optimizer", "lr", "batch_size", "seed"]
-    names += ["beta1", "beta2"] if args.optimizer == "adam" else []
-    names += ["beta"] if args.objective == "H" else ["gamma", "C_start", "C_max", "C_stop_iter", "delta"]
+    names += SETTINGS[args.optimizer] + SETTINGS[args.objective]
     return {name: getattr(args, name) for name in names}
 
 
@@ -111,12 +116,11 @@ def fault_of_flags(saved):
         return str(error)
     choices = {"dataset": DATASETS, "dist": (None, "bernoulli", "gaussian"), "model": list(MODELS),
                "objective": ("H", "B"), "optimizer": ("adam", "adagrad")}
-    numbers = {name: value for name, value in flags.items() if name not in choices}
     for name, value in flags.items():
         if value not in choices[name] if name in choices else not (
                 type(value) is int or type(value) is float and name not in (*WHOLE, "seed")):
             return f"its {name} is {value!r}"
-    if broken := broken_rule(numbers):
+    if broken := broken_rule(flags):
         return f"its {broken[0]} is {flags[broken[0]]!r}"
     return None
 
@@ -499,7 +503,7 @@ class Solver:
         """Takes the state of the optimiser; its settings are those of the flags and of the device here."""
         if not saved["param_groups"]:
             raise UserError(f"checkpoint {self.args.ckpt_name} holds weights without an optimiser: with --train False it "
-                            "can be drawn and scored, but training cannot go on from it")
+                            "can be drawn and scored, but not trained on, as its optimiser is missing")
         groups = [{**now, "params": before["params"]} for now, before in zip(
             self.optim.state_dict()["param_groups"], saved["param_groups"], strict=True)]
         self.optim.load_state_dict({"state": saved["state"], "param_groups": groups})

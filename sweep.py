@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 import main as program
 from dataset import return_data
-from solver import defining_flags
+from solver import SETTINGS, defining_flags
 from study import Summary, iterations
 from utils import StopSignals, UserError, boolean, count, exit_status, lock_holder, progress
 
@@ -40,7 +40,6 @@ LOOK = 2         # seconds between looks at the logs
 TRIAL = 10       # seconds of training that --dry_run measures, and
 ENOUGH = 50      # iterations, at least
 GRACE = 60       # seconds in which a run that another process holds may yet be let go, as after a kill
-CONDITIONAL = ("beta", "gamma", "C_start", "C_max", "C_stop_iter", "delta", "beta1", "beta2")  # settings of one objective or optimiser
 MOST = 100_000   # runs of a grid
 
 
@@ -120,7 +119,7 @@ def parse(argv=None):
         parser.error(f"the grid holds a run twice: a value of --{' or --'.join(names)} is repeated")
     for name in names:
         for run in runs:
-            if name in CONDITIONAL and name not in defining_flags(run.args):
+            if name in sum(SETTINGS.values(), []) and name not in defining_flags(run.args):
                 parser.error(f"--{name} changes nothing with --objective {run.args.objective} --optimizer "
                              f"{run.args.optimizer}: its runs would be the same")
     return args, runs

@@ -283,10 +283,12 @@ def test_one_checkpoint_is_kept_for_good_at_multiples(tmp_path):
     assert [p.name for p in checkpoints.paths()] == ["last", "previous", "100000", "50000"]
     (tmp_path / "last").write_bytes(b"")
     assert checkpoints.load()["iter"] == 100_000  # not previous, of 60,000
+    kept = (tmp_path / "100000").read_bytes()
     (tmp_path / "100000").write_bytes(b"")
     assert checkpoints.load()["iter"] == 60_000
+    (tmp_path / "100000").write_bytes(kept)
     (tmp_path / "previous").write_bytes(b"")
-    assert checkpoints.load()["iter"] == 50_000
+    assert checkpoints.load()["iter"] == 100_000
     assert checkpoints.load("50000")["iter"] == 50_000
     with pytest.raises(UserError, match="no checkpoint 70000"):
         checkpoints.load("70000")
