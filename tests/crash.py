@@ -21,6 +21,7 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
 from pathlib import Path
 
 os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # before any thread: forks have none but their own
@@ -45,6 +46,15 @@ SIGNALS = {"SIGKILL": [signal.SIGKILL], "SIGTERM": [signal.SIGTERM], "Ctrl-C": [
 STATUS = {"SIGKILL": {-9}, "SIGTERM": {143, -15}, "Ctrl-C": {130}, "Ctrl-C twice": {130, -2}}
 
 
+def interrupt(number, frame):
+    """In a fork: Ctrl-C is a KeyboardInterrupt within main.py, and elsewhere its end, as this script must not go on there."""
+    while frame is not None:
+        if frame.f_code is program.main.__code__:
+            raise KeyboardInterrupt
+        frame = frame.f_back
+    os._exit(130)
+
+
 class Training:
     """A run of main.py under a name, called again and again: each time a fork of this process."""
 
@@ -58,18 +68,25 @@ class Training:
     def fork(self, place=None, nth=0, at_once=False):
         """Starts it; returns its pid and a pipe in which a byte comes at the nth event at that place."""
         reader, writer = os.pipe()
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # until the fork has its own handler
         if pid := os.fork():
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
             os.close(writer)
             return pid, reader
+        status = 1
         try:
+            signal.signal(signal.SIGINT, interrupt)
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
             os.close(reader)
             tqdm.set_lock(threading.RLock())  # its own is shared with all forks, and stays taken when one is killed in it
             for number in (1, 2):
                 os.dup2(os.open(self.text, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
             self.watch(place, nth, at_once, writer)
             status = program.main(self.flags)
-        except KeyboardInterrupt:  # in these lines: there is no run yet, or no longer
+        except KeyboardInterrupt:  # in main.py's own lines: there is no run yet, or no longer
             status = 130
+        except BaseException:
+            traceback.print_exc()
         finally:
             sys.stdout.flush()
             os._exit(status)
