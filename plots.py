@@ -245,9 +245,12 @@ def mutual_information(information, entropy, names, kld, path):
 # Curves of log.csv.
 
 def curves(log_path, path):
-    """Draws log.csv: reconstruction loss, KL with C, and posterior variance, against iterations."""
+    """Draws log.csv: reconstruction loss, KL with C, and posterior variance, against iterations.
+
+    The ten active latents with the highest KL have colours, those of capacity.png.
+    """
     log = read_log(log_path)
-    latents = [name[4:] for name in log if name.startswith("kld_")]
+    kld_at_end = [values[-1] if values else 0.0 for name, values in log.items() if name.startswith("kld_")]
     figure = Figure(figsize=(15, 4.5), layout="constrained")
     recon, kld, var = figure.subplots(1, 3)
     recon.plot(log["iter"], log["recon_loss"], color="black", marker="." if len(log["iter"]) < 50 else "")
@@ -257,16 +260,20 @@ def curves(log_path, path):
     kld.plot(log["iter"], log["total_kld"], color="black", label="total")
     if any(C == C for C in log["C"]):
         kld.plot(log["iter"], log["C"], color="black", linestyle="--", label="C")
-    for j in latents:
-        kld.plot(log["iter"], log[f"kld_{j}"], label=f"z_{j}")
-        var.plot(log["iter"], log[f"var_{j}"], label=f"z_{j}")
+    coloured = [j for j in by_kl(kld_at_end) if kld_at_end[j] > ACTIVE][:len(LINE_COLORS)]
+    grey = [j for j in by_kl(kld_at_end) if j not in coloured]
+    for j in coloured + grey:
+        style = dict(color=LINE_COLORS[coloured.index(j)], label=f"z_{j}", zorder=2) if j in coloured else dict(
+            color="lightgrey", label="the others" if j == grey[0] else None, zorder=1)
+        kld.plot(log["iter"], log[f"kld_{j}"], **style)
+        var.plot(log["iter"], log[f"var_{j}"], **style)
     kld.set(title="KL of the posterior from the prior", ylabel="nats")
     var.set(title="Posterior variance", ylabel="mean of sigma\u00b2", ylim=(0, None))
     for axes in (recon, kld, var):
         axes.set_xlabel("iterations")
         axes.locator_params(axis="x", nbins=6)  # six digits each
         axes.grid(alpha=0.3)
-    kld.legend(ncols=2 + len(latents) // 16, fontsize="small")
+    kld.legend(ncols=2, fontsize="small")
     save(path, figure.savefig)
 
 

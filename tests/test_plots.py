@@ -152,6 +152,23 @@ def test_capacity_without_C_factors_or_rows(figure, tmp_path):
     assert not (tmp_path / "none.png").exists()
 
 
+def test_curves_name_the_ten_active_latents_with_the_highest_kl_in_the_colours_of_capacity(figure, tmp_path):
+    kld = [0.001, *(j / 10 for j in range(1, 13)), 0.0]  # 14 latents, of which 12 are active
+    names = ["iter", "recon_loss", "total_kld", "C", *(f"{what}_{j}" for j in range(14) for what in ("kld", "var"))]
+    values = [100, 50.0, 7.8, "", *(x for k in kld for x in (k, 1 - k / 2))]
+    (tmp_path / "log.csv").write_text("\n".join(",".join(map(str, row)) for row in (names, values)) + "\n")
+    recon, total, variance = figure(plots.curves, tmp_path / "log.csv").axes
+    lines = {line.get_label(): line for line in total.get_lines()}
+    assert [text.get_text() for text in total.get_legend().get_texts()] == [
+        "total", *(f"z_{j}" for j in range(12, 2, -1)), "the others"]
+    assert [lines[f"z_{j}"].get_ydata()[0] for j in (12, 3)] == [1.2, 0.3]
+    assert len(total.get_lines()) == 1 + 14 and len(variance.get_lines()) == 14
+    assert {line.get_color() for line in variance.get_lines()[10:]} == {"lightgrey"}
+    drawn = figure(partial(plots.capacity, iteration=100), tmp_path / "log.csv", None)
+    assert [line.get_color() for line in drawn.axes[0].get_lines()[:10]] == [
+        lines[f"z_{j}"].get_color() for j in range(12, 2, -1)]
+
+
 def test_spread_keeps_order_and_distance():
     assert plots.spread([0.5, 0.0, 0.01, 0.52], 0.1) == pytest.approx([0.5, 0.0, 0.1, 0.6])
 
