@@ -379,10 +379,12 @@ class Solver:
         self.outputs.mkdir(parents=True, exist_ok=True)
         self.checkpoints.folder.mkdir(parents=True, exist_ok=True)
         self.log.open(self.iter)
-        if self.args.overwrite and self.args.ckpt_name != "last":
+        replaces = self.args.overwrite and self.args.ckpt_name != "last"
+        if replaces:
             if self.iter:
                 self.save()
             self.checkpoints.forget_after(self.iter)
+        if replaces or self.iter == 0:  # also where the checkpoints of the results are gone, or lie elsewhere
             self.set_aside_results()
         environment = self.environment()
         about = {"arguments": vars(self.args), **environment, "commit": git_commit()}

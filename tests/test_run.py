@@ -151,11 +151,14 @@ def test_starting_afresh_over_a_run_needs_overwrite(runs):
     assert read_checkpoint(runs.checkpoint("run"))["iter"] == 8
 
 
-def test_a_log_without_its_checkpoints_is_kept(runs):
+def test_log_and_pictures_without_their_checkpoints_are_kept(runs):
     runs.run("run", "--max_iter", 20)
     log = (runs.outputs("run") / "log.csv").read_bytes()
+    (runs.outputs("run") / "20").mkdir(exist_ok=True)
+    (runs.outputs("run") / "20" / "metrics.json").write_text("{}")
     runs.run("run", "--max_iter", 8, "--ckpt_dir", runs.folder / "mistyped")
     assert (runs.outputs("run") / "log.csv.old").read_bytes() == log
+    assert not (runs.outputs("run") / "20").exists() and (runs.outputs("run") / "20.old" / "metrics.json").exists()
 
 
 def test_going_back_to_an_older_checkpoint_needs_overwrite_and_forgets_what_came_later(runs):
