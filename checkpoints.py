@@ -48,6 +48,10 @@ class Checkpoints:
             with atomic_file(path, backup=self.folder / "previous" if keep else None) as file:
                 file.write(buffer.getbuffer())
 
+    def path(self, name):
+        """Of the checkpoint of that name in the folder; else the name is a path itself."""
+        return self.folder / name if (self.folder / name).exists() else Path(name)
+
     def load(self, name="last"):
         """Reads a checkpoint onto the CPU.
 
@@ -56,7 +60,7 @@ class Checkpoints:
         """
         if name == "last":
             return self.load_newest()
-        path = self.folder / name if (self.folder / name).exists() else Path(name)
+        path = self.path(name)
         if not path.exists():
             there = ", ".join(p.name for p in self.paths()) or "none"
             raise UserError(f"no checkpoint {name} in {self.folder} (there: {there}), nor a file of that name")

@@ -103,6 +103,8 @@ def parse(argv=None, parser=None):
     )
     if broken := broken_rule(vars(args), rules):
         parser.error(f"--{broken[0]} must be {broken[1]}, not {getattr(args, broken[0])!r}")
+    if not (args.train or args.save_output) and args.metrics == "none":
+        parser.error("--train False with --save_output False and --metrics none leaves nothing to do")
     if os.path.realpath(args.output_dir) == os.path.realpath(args.ckpt_dir):
         parser.error("--output_dir and --ckpt_dir must be two folders: both name things by iteration")
     return args

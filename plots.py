@@ -280,7 +280,8 @@ def curves(log_path, path):
 def capacity(log_path, told, path, iteration):
     """Draws the KL of each latent, and C, against iterations; each line says at its end what it codes.
 
-    As Burgess et al. (2018), Fig. 3: latents are taken into use one after the other as C grows.
+    Burgess et al. (2018), Fig. 3, draw the same of a generator that is given the true factors: these are taken into use one
+    after the other as C grows.
     told: of the weights at that iteration, where the lines end.
     """
     log = read_log(log_path)

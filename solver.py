@@ -378,18 +378,21 @@ class Solver:
         """Makes the folders and args.json; the log goes on after the checkpoint, or begins anew."""
         self.outputs.mkdir(parents=True, exist_ok=True)
         self.checkpoints.folder.mkdir(parents=True, exist_ok=True)
-        self.log.open(self.iter)
-        replaces = self.args.overwrite and self.args.ckpt_name != "last"
-        if replaces:
+        # Results of later iterations are not of this run, nor are any, where its checkpoint came from elsewhere.
+        name, folder = self.args.ckpt_name, self.checkpoints.folder.resolve()
+        own = self.iter if name == "last" or self.checkpoints.path(name).resolve().parent == folder else 0
+        another = name != "last" or self.iter == 0
+        self.log.open(own, keep=another)
+        if self.args.overwrite and name != "last":
             if self.iter:
                 self.save()
             self.checkpoints.forget_after(self.iter)
-        if replaces or self.iter == 0:  # also where the checkpoints of the results are gone, or lie elsewhere
-            self.set_aside_results()
+        if another:
+            self.set_aside_results(own)
         environment = self.environment()
         about = {"arguments": vars(self.args), **environment, "commit": git_commit()}
         with atomic_file(self.outputs / "args.json") as file:
-            file.write(json.dumps({**about, "before": self.earlier_sessions()}, indent=2).encode())
+            file.write(json.dumps({**about, "before": self.earlier_sessions(own)}, indent=2).encode())
         self.saved_iter = self.iter
         start = f"resumed at iteration {self.iter:,}" if self.iter else "a new run"
         print(f"{self.args.viz_name}: {start}; {len(self.data):,} images; {environment['device']}, "
@@ -399,20 +402,20 @@ class Solver:
             print(f"beta {self.args.beta:g}: normalised, by {self.args.z_dim} latents and the size of an image, {beta:.3g}")
         self.dashboard.update(self.iter)
 
-    def earlier_sessions(self):
+    def earlier_sessions(self, own):
         """What args.json said of code and machine when this run was started before: a dict for each part, until an iteration."""
         try:
-            about = json.loads((self.outputs / "args.json").read_text()) if self.iter else {}
+            about = json.loads((self.outputs / "args.json").read_text()) if own else {}
             before = about.pop("before", [])
             about.pop("arguments")
             return [session for session in before if session["until"] < self.iter] + [{"until": self.iter, **about}]
         except (OSError, ValueError, LookupError, TypeError, AttributeError):  # a fresh start, or a file that others made
             return []
 
-    def set_aside_results(self):
-        """Renames the folders of pictures and scores after this iteration: they are those of the run that is replaced."""
+    def set_aside_results(self, own):
+        """Renames the folders of pictures and scores after that iteration: they are those of the run that is replaced."""
         for folder in list(self.outputs.iterdir()):
-            if folder.name.isdecimal() and int(folder.name) > self.iter:
+            if folder.name.isdecimal() and int(folder.name) > own:
                 old = folder.with_name(f"{folder.name}.old")
                 shutil.rmtree(old, ignore_errors=True)
                 folder.rename(old)
@@ -476,6 +479,9 @@ class Solver:
     def check_fits(self, saved):
         others = [f"{name} {getattr(saved, name)} (now {value})"
                   for name, value in defining_flags(self.args).items() if getattr(saved, name) != value]
+        if others and self.args.ckpt_name != "last":
+            raise UserError(f"checkpoint {self.args.ckpt_name} was made with other settings, and goes on with those only: "
+                            + ", ".join(others))
         if others:
             raise UserError(f"run {self.args.viz_name} was made with other settings: {', '.join(others)}; "
                             "a new run needs another --viz_name")

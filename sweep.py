@@ -97,7 +97,8 @@ def parse(argv=None):
     parser, texts = make_parser(), make_parser()
     if {"-h", "--help"} & set(argv):
         parser.parse_args(argv)
-    lists = {action.dest for action in parser._actions if action.choices or action.type in (count, float)} - {*OWN}
+    lists = {action.dest for action in parser._actions
+             if action.choices or action.type in (count, float)} - {*OWN, "metrics"}  # scores are what runs are compared by
     for action in texts._actions:  # as typed, and only what was typed
         action.type, action.choices, action.default = str, None, argparse.SUPPRESS
     flags = vars(texts.parse_args(argv))
@@ -307,25 +308,31 @@ def estimate(args, runs, done):
 def measure(args, runs):
     """Iterations a second of runs that train at once, in a folder that is removed afterwards."""
     with tempfile.TemporaryDirectory() as folder:
-        trial = dict(sweep_name="trial", output_dir=f"{folder}/outputs", ckpt_dir=f"{folder}/checkpoints", max_iter="1e9",
+        trial = dict(output_dir=f"{folder}/outputs", ckpt_dir=f"{folder}/checkpoints", max_iter="1e9",
                      gather_step="5", display_step="1e9", save_step="1e9", viz_on="False", metrics="none")
-        runs = [make_run(make_parser(), {**run.flags, **trial}, run.settings) for run in runs]
+        runs = [make_run(make_parser(), {**run.flags, **run.settings, **trial, "sweep_name": f"trial_{i}"}, {})
+                for i, run in enumerate(runs)]
         children = [Child(run, args, slot, find_place()) for slot, run in enumerate(runs)]
         try:
             while not all(map(iterations, runs)):
-                for child in children:
-                    if child.process.poll() is not None:
-                        raise UserError(f"{child.run.name}: {child.reason()}")
-                time.sleep(PAUSE)
+                wait(children)
             before, began, made, seconds = sum(map(iterations, runs)), time.monotonic(), 0, 0
             while seconds < TRIAL or made < ENOUGH:
-                time.sleep(PAUSE)
+                wait(children)
                 made, seconds = sum(map(iterations, runs)) - before, time.monotonic() - began
             return made / seconds
         finally:
             for child in children:
                 child.process.kill()
                 child.process.wait()
+
+
+def wait(children):
+    """Pauses; raises UserError if one of the children has ended."""
+    time.sleep(PAUSE)
+    for child in children:
+        if child.process.poll() is not None:
+            raise UserError(f"{child.run.name}: {child.reason()}")
 
 
 def main(argv=None):

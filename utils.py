@@ -280,11 +280,15 @@ class Log:
     def __init__(self, path, columns):
         self.path, self.columns, self.file = Path(path), columns, None
 
-    def open(self, last_iter):
-        """Opens the file to append after last_iter: later rows go. A fresh start keeps the old file as log.csv.old."""
-        rows = [self.columns]
-        if not last_iter and self.path.exists():
-            os.replace(self.path, self.path.with_name(self.path.name + ".old"))
+    def open(self, last_iter, keep=False):
+        """Opens the file to append after last_iter: later rows go.
+
+        keep: leave the whole of it as log.csv.old, unless what is there already is longer.
+        """
+        rows, old = [self.columns], self.path.with_name(self.path.name + ".old")
+        if keep and self.path.exists() and not (old.exists() and old.stat().st_size > self.path.stat().st_size):
+            with atomic_file(old) as file:
+                file.write(self.path.read_bytes())
         if last_iter and self.path.exists():
             with open(self.path, newline="", errors="replace") as file:
                 rows += [row for row in list(csv.reader(file))[1:]

@@ -29,7 +29,7 @@ def assert_same_run(runs, one, other):
     for key in states[0]:
         assert same(states[0][key], states[1][key]), key
     files = [{p.relative_to(runs.outputs(name)): p.read_bytes() for p in runs.outputs(name).rglob("*.*")
-              if p.is_file() and p.name != "args.json" and p.parent.suffix != ".old"} for name in (one, other)]
+              if p.is_file() and p.name not in ("args.json", "log.csv.old") and p.parent.suffix != ".old"} for name in (one, other)]
     assert files[0].keys() == files[1].keys()
     assert [name for name in files[0] if files[0][name] != files[1][name]] == []
 
@@ -161,6 +161,29 @@ def test_log_and_pictures_without_their_checkpoints_are_kept(runs):
     assert not (runs.outputs("run") / "20").exists() and (runs.outputs("run") / "20.old" / "metrics.json").exists()
 
 
+def test_a_run_from_the_checkpoint_of_another_sets_all_that_lies_under_its_name_aside(runs):
+    runs.run("one", "--max_iter", 20)
+    runs.run("other", "--max_iter", 30, "--seed", 2, "--display_step", 10)
+    log = (runs.outputs("other") / "log.csv").read_bytes()
+    shutil.rmtree(runs.checkpoint("other").parent)
+    runs.run("other", "--ckpt_name", runs.checkpoint("one"))
+    assert (runs.outputs("other") / "log.csv.old").read_bytes() == log
+    assert read_log(runs.outputs("other") / "log.csv")["iter"] == [24, 32, 40]
+    assert {p.name for p in runs.outputs("other").iterdir() if p.is_dir()} == {"10.old", "20.old", "30.old", "40"}
+    assert json.loads((runs.outputs("other") / "args.json").read_text())["before"] == []
+    assert "checkpoint" in (error := runs.run("third", "--ckpt_name", runs.checkpoint("one"), "--lr", 1, status=1).stderr)
+    assert "another --viz_name" not in error and "lr 0.0001 (now 1.0)" in error
+
+
+def test_a_fresh_start_that_is_killed_does_not_cost_the_log_before_it(runs):
+    runs.run("run", "--max_iter", 40, "--save_output", "no")
+    log = (runs.outputs("run") / "log.csv").read_bytes()
+    for iterations in (8, 16):
+        shutil.rmtree(runs.checkpoint("run").parent)
+        runs.run("run", "--max_iter", iterations, "--save_output", "no")
+    assert (runs.outputs("run") / "log.csv.old").read_bytes() == log
+
+
 def test_going_back_to_an_older_checkpoint_needs_overwrite_and_forgets_what_came_later(runs):
     runs.run("whole")
     runs.run("run")
@@ -170,7 +193,9 @@ def test_going_back_to_an_older_checkpoint_needs_overwrite_and_forgets_what_came
         shutil.copy(runs.checkpoint("run"), runs.checkpoint("run", kept))
     scores = runs.outputs("run") / "40" / "metrics.json"
     scores.write_text("{}")
+    log = (runs.outputs("run") / "log.csv").read_bytes()
     runs.run("run", "--ckpt_name", "previous", "--overwrite", "yes")
+    assert (runs.outputs("run") / "log.csv.old").read_bytes() == log
     assert not scores.exists() and (runs.outputs("run") / "40.old" / "metrics.json").exists()
     assert (runs.outputs("run") / "20").exists()  # before where it goes back to
     assert {p.name for p in runs.checkpoint("run").parent.iterdir()} == {"last", "previous", "20", "lock"}

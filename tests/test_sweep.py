@@ -287,6 +287,22 @@ def test_dry_run_prints_runs_and_time_and_leaves_nothing(runs, call, monkeypatch
     assert set(runs.folder.rglob("*")) == files
 
 
+def test_dry_run_ends_with_a_trial_that_ends_and_trains_for_as_long_as_it_needs(call, monkeypatch):
+    monkeypatch.setattr(sweep, "TRIAL", 0.5)
+    assert "it/s in all" in call("--max_iter", "1,2", "--dry_run", "True")[0]
+    monkeypatch.setattr(sweep, "ENOUGH", 10**9)
+    monkeypatch.setattr(sweep, "iterations", lambda run: 1)
+    monkeypatch.setattr(sweep, "TRIAL", 5)
+    _, error = call("--lr", "1e30", "--dry_run", "True", status=1)
+    assert "trial_0: status 1" in error and "not finite" in error
+
+
+def test_a_sweep_over_levels_of_metrics_is_refused(call, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        call("--metrics", "none,fast")
+    assert "--metrics: invalid choice: 'none,fast'" in capsys.readouterr().err
+
+
 @pytest.fixture
 def summary(runs, monkeypatch):
     """A study of four runs, three of them finished, with made-up scores of the first three."""
