@@ -5,7 +5,6 @@
 Each row of log.csv is a point, so that a run is a line, to a dot at its last row. Of two runs at the same KL the lower
 one tells more of the image in the same nats.
 """
-import argparse
 import sys
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from matplotlib.figure import Figure
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from plots import save  # noqa: E402
-from utils import UserError, exit_status, read_log  # noqa: E402
+from utils import Parser, UserError, exit_status, read_log  # noqa: E402
 
 
 def compare(folders, labels, to_recon, out):
@@ -43,7 +42,7 @@ def compare(folders, labels, to_recon, out):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = Parser(prog="compare.py", description=__doc__.split("\n")[0])
     parser.add_argument("folders", nargs="+", help="folders of runs, in each a log.csv")
     parser.add_argument("--labels", nargs="+", help="what to call them; without: their folders' names")
     parser.add_argument("--to_recon", type=float, default=float("inf"), help="leave out what lies above, nats")

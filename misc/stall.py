@@ -12,7 +12,6 @@ rounded off by --delta 1. Then, layer by layer, how many channels or units no im
 is, the three latents of lowest KL are replaced by these factors themselves, and the decoder trains on for that many
 iterations; then a new decoder on the same.
 """
-import argparse
 import copy
 import sys
 from pathlib import Path
@@ -27,7 +26,7 @@ from dsprites import FACTOR_SIZES  # noqa: E402
 from main import parse  # noqa: E402
 from model import kaiming_init, reparameterise  # noqa: E402
 from solver import Solver, capacity, epoch_order, kl_divergence, objective_B, reconstruction_loss  # noqa: E402
-from utils import UserError, count, exit_status, progress  # noqa: E402
+from utils import Parser, UserError, count, exit_status, progress  # noqa: E402
 
 
 def measure(path, batches, told_iterations, dset_dir):
@@ -128,12 +127,14 @@ def told(net, data, iterations, new):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = Parser(prog="stall.py", description=__doc__.split("\n")[0])
     parser.add_argument("checkpoint", help="file of a run with --objective B")
     parser.add_argument("--batches", type=count, default=100, help="how many to look at")
     parser.add_argument("--told", type=count, default=0, help="iterations of a decoder that is told shape and rotation")
     parser.add_argument("--dset_dir", default="data", help="folder of the data sets")
     args = parser.parse_args()
+    if args.batches < 1 or args.told < 0:
+        parser.error("--batches must be at least 1, --told at least 0")
     return exit_status("stall.py", "interrupted", lambda: measure(args.checkpoint, args.batches, args.told, args.dset_dir))
 
 

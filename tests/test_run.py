@@ -366,6 +366,8 @@ def test_the_weights_that_come_with_the_repository_are_drawn_and_looked_into(run
     assert "iteration 150,000, C 25.000" in told and "never on: 0 of 32, 18 of 32, 26 of 32" in told
     lost = subprocess.run([sys.executable, ROOT / "misc" / "stall.py", runs.folder / "none"], capture_output=True, text=True)
     assert lost.returncode == 1 and lost.stderr.startswith("stall.py: ") and lost.stderr.count("\n") == 1
+    none = subprocess.run([sys.executable, ROOT / "misc" / "stall.py", weights, "--batches", "0"], capture_output=True, text=True)
+    assert none.returncode == 2 and none.stderr.startswith("stall.py: --batches") and none.stderr.count("\n") == 1
 
 
 def test_runs_are_compared_in_one_picture(tmp_path):
