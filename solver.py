@@ -397,6 +397,8 @@ class Solver:
         start = f"resumed at iteration {self.iter:,}" if self.iter else "a new run"
         print(f"{self.args.viz_name}: {start}; {len(self.data):,} images; {environment['device']}, "
               f"{environment['threads']} threads, {environment['precision']}; curves and pictures in {self.outputs}")
+        if environment["precision"] == "bf16" and self.device.type == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX2":
+            print("bf16 has no instructions on this CPU, which is without AVX-512: --precision float32 is about ten times as fast")
         if self.args.objective == "H":
             beta = normalised_beta(self.args.beta, self.args.z_dim, self.data.channels * self.args.image_size**2)
             print(f"beta {self.args.beta:g}: normalised, by {self.args.z_dim} latents and the size of an image, {beta:.3g}")

@@ -58,6 +58,7 @@ def test_under_autocast_the_network_is_bfloat16_and_what_it_gives_is_float32():
     assert all(p.dtype == torch.float32 for p in net.parameters())
 
 
+@pytest.mark.skipif(torch.backends.cpu.get_cpu_capability() == "AVX2", reason="bf16 has no instructions on this CPU: ten minutes")
 def test_a_bf16_run_follows_the_float32_run(runs):
     """2,000 iterations of the main job, batch 16: means over 250 iterations within 2 % (reconstruction
     loss) and 0.02 nats (KL). Measured for seeds 1 to 3: at most 1.2 % and 0.007 nats."""
@@ -79,6 +80,14 @@ def test_precision_may_change_when_a_run_goes_on_and_a_line_says_so(runs):
     assert "made with precision float32, this is bf16" in output
     assert read_checkpoint(runs.checkpoint("run"))["precision"] == "bf16"
     assert json.loads((runs.outputs("run") / "args.json").read_text())["precision"] == "bf16"
+
+
+@pytest.mark.parametrize("capability", ["AVX2", "AVX512"])
+def test_a_line_says_where_bf16_is_slow(runs, monkeypatch, capability):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    output = runs.run("run", "--precision", "bf16", "--max_iter", 1, "--save_output", False).stdout
+    assert ("float32 is about ten times as fast" in output) == (capability == "AVX2")
+    assert "bf16 has no" not in runs.run("other", "--max_iter", 1, "--save_output", False).stdout
 
 
 def test_flags_of_the_optimiser_that_belong_to_a_device_are_not_taken_from_a_checkpoint(runs):
