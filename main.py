@@ -11,10 +11,11 @@ import sys
 from pathlib import Path
 
 from dataset import DATASETS
+from flags import RULES, broken_rule
 from metrics import LEVELS
 from model import MODELS
 from solver import Solver
-from utils import RULES, Parser, boolean, broken_rule, count, exit_status
+from utils import Parser, boolean, count, exit_status
 
 
 def make_parser():

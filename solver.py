@@ -1,5 +1,4 @@
 """One run: the objectives of both papers, the training loop, checkpoints, and when to draw."""
-import argparse
 import json
 import shutil
 from pathlib import Path
@@ -13,10 +12,11 @@ import metrics
 import plots
 from checkpoints import Checkpoints
 from dashboard import Dashboard
-from dataset import DATASETS, return_data
+from dataset import return_data
+from flags import defining_flags, fault_of_flags, saved_flags
 from model import MODELS
-from utils import (WHOLE, Log, StopSignals, UserError, atomic_file, broken_rule, find_device, git_commit,
-                   keep_freed_memory, progress, take_folder, versions)
+from utils import (Log, StopSignals, UserError, atomic_file, find_device, git_commit, keep_freed_memory, progress,
+                   take_folder, versions)
 
 
 # The objective. All terms are in nats: summed over pixels or latents, averaged over the batch.
@@ -88,41 +88,6 @@ def stream_seed(seed, stream, start=0):
     """A seed for one of a run's streams of random numbers, so that no two draw the same numbers."""
     key = (("model", "noise", "pictures").index(stream), start)
     return int(np.random.SeedSequence(seed, spawn_key=key).generate_state(1, np.uint32)[0])
-
-
-SETTINGS = {  # flags that count with one optimiser, or one objective, only
-    "adam": ["beta1", "beta2"], "adagrad": [],
-    "H": ["beta"], "B": ["gamma", "C_start", "C_max", "C_stop_iter", "delta"],
-}
-
-
-def defining_flags(args):
-    """The flags that make a run what it is, as a dict: with others, it is another run."""
-    names = ["dataset", "dist", "model", "objective", "z_dim", "optimizer", "lr", "batch_size", "seed"]
-    names += SETTINGS[args.optimizer] + SETTINGS[args.objective]
-    return {name: getattr(args, name) for name in names}
-
-
-def saved_flags(arguments):
-    """The flags in a checkpoint, a dict, as a namespace; those that came later have the values it was made with."""
-    return argparse.Namespace(**{"optimizer": "adam", "dist": None, "C_start": 0.0, "delta": 0.0, **arguments})
-
-
-def fault_of_flags(saved):
-    """What is wrong with the flags in a checkpoint, as text; None if they are such as main.py lets through."""
-    try:
-        flags = defining_flags(saved)
-    except AttributeError as error:
-        return str(error)
-    choices = {"dataset": DATASETS, "dist": (None, "bernoulli", "gaussian"), "model": list(MODELS),
-               "objective": ("H", "B"), "optimizer": ("adam", "adagrad")}
-    for name, value in flags.items():
-        if value not in choices[name] if name in choices else not (
-                type(value) is int or type(value) is float and name not in (*WHOLE, "seed")):
-            return f"its {name} is {value!r}"
-    if broken := broken_rule(flags):
-        return f"its {broken[0]} is {flags[broken[0]]!r}"
-    return None
 
 
 def make_optimizer(args, parameters, device):

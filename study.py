@@ -12,7 +12,7 @@ from pathlib import Path
 import dashboard
 import plots
 from checkpoints import read_checkpoint
-from solver import defining_flags, saved_flags
+from flags import defining_flags, saved_flags
 from utils import ACTIVE, UserError, atomic_file, read_log
 
 

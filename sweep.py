@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 import main as program
 from dataset import return_data
-from solver import SETTINGS, defining_flags
+from flags import SETTINGS, defining_flags
 from study import Summary, iterations
 from utils import StopSignals, UserError, boolean, count, exit_status, lock_holder, progress
 

@@ -75,30 +75,6 @@ def count(text):
         return int(value)
 
 
-WHOLE = ["max_iter", "batch_size", "z_dim", "C_stop_iter", "gather_step", "display_step", "save_step"]  # from 1 on
-RULES = (  # for numbers among the flags: which, what must hold, and that in words
-    (WHOLE, lambda v: v >= 1, "at least 1"),
-    (["seed", "threads", "num_workers"], lambda v: v >= 0, "at least 0"),
-    (["beta", "gamma", "C_start", "C_max", "delta"], lambda v: 0 <= v < math.inf, "a number of at least 0"),
-    (["lr"], lambda v: 0 < v < math.inf, "a number above 0"),
-    (["beta1", "beta2"], lambda v: 0 <= v < 1, "at least 0 and below 1"),
-    (["viz_port"], lambda v: 1 <= v <= 65535, "a port, 1 to 65535"),
-    (["image_size"], lambda v: v == 64, "64: the networks of both papers are made for 64x64 images"),
-    ([*WHOLE, "seed"], lambda v: v < 2**63, "below 2^63"),
-    (["z_dim"], lambda v: v <= 1024, "at most 1024"),
-    (["threads"], lambda v: v <= 4096, "at most 4096"),
-)
-
-
-def broken_rule(flags, rules=RULES):
-    """(name, what it must be) of the first of flags, a dict, that breaks a rule; None if none does."""
-    for names, holds, rule in rules:
-        for name in names:
-            if name in flags and not holds(flags[name]):
-                return name, rule
-    return None
-
-
 def find_device(cuda):
     """The CUDA device, if cuda and there is one, else the CPU."""
     return torch.device("cuda" if cuda and torch.cuda.is_available() else "cpu")

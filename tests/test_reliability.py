@@ -194,7 +194,7 @@ CHANGES = [("iter", -1), ("iter", "9"), ("iter", None), ("model_states", {}), ("
            ("optim_states", 3), ("optim_states.optim", {}), ("optim_states.optim.state", [1]),
            ("optim_states.optim.state.0.step", "x"), ("optim_states.optim.param_groups", [{}]),
            ("arguments", {}), ("arguments", 5), ("arguments.lr", "x"), ("arguments.z_dim", 10**12), ("arguments.model", [1]),
-           ("arguments.model", "Z"), ("arguments.beta1", 7), ("arguments.batch_size", 0), ("arguments.z_dim", 10.0),
+           ("arguments.model", "Z"), ("arguments.optimizer", "sgd"), ("arguments.objective", None), ("arguments.beta1", 7), ("arguments.batch_size", 0), ("arguments.z_dim", 10.0),
            ("arguments.seed", 1.5), ("arguments.lr", float("inf")), ("arguments.C_stop_iter", 0), ("generators", {}), ("generators.noise", torch.zeros(3, dtype=torch.uint8)),
            ("generators.noise", torch.zeros(5056)), ("window", None), ("window.sums", torch.zeros(3, dtype=torch.float64)),
            ("window.count", -2), ("window.last_row", "x"), ("window.last_row", [1.0]), ("device", None), ("data", ["x"])]
