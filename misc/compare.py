@@ -1,4 +1,4 @@
-"""Draws the logs of several runs into one plane, reconstruction loss against KL (README, "Capacity").
+"""Draws the logs of several runs into one plane, reconstruction loss against KL (misc/capacity.md).
 
     python misc/compare.py outputs/dsprites_B outputs/dsprites_B_rounded --out outputs/compare.png
 

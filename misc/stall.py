@@ -1,4 +1,4 @@
-"""What stalls objective B, seen at the weights of a checkpoint (README, "Capacity").
+"""What stalls objective B, seen at the weights of a checkpoint (misc/capacity.md).
 
     python misc/stall.py checkpoints/dsprites_B/last
     python misc/stall.py --batches 200 misc/dsprites_B_rounded.pt

@@ -8,6 +8,8 @@ import main
 import sweep
 from conftest import ROOT
 
+TEXTS = [ROOT / "README.md", ROOT / "misc" / "capacity.md"]
+
 
 @pytest.mark.parametrize("flags", [
     "--batch_size 0", "--C_max -1", "--C_start -1", "--image_size 128", "--model X", "--objective h", "--beta nan", "--lr 0",
@@ -54,8 +56,8 @@ def test_data_that_cannot_be_prepared_is_one_line(capsys, tmp_path):
 
 
 def commands():
-    """Each command of main.py and sweep.py in README and scripts: file, program, flags, with its line ends joined."""
-    for path in [ROOT / "README.md", *ROOT.glob("*.sh")]:
+    """Each command of main.py and sweep.py in texts and scripts: file, program, flags, with its line ends joined."""
+    for path in [*TEXTS, *ROOT.glob("*.sh")]:
         text = path.read_text().replace("\\\n", " ")
         for line in text.splitlines():
             if "--help" in line:
@@ -80,6 +82,15 @@ def test_the_commands_are_there_and_every_script_that_the_readme_names_exists():
         if not name.startswith(("outputs", "traverse", "reconstruction", "curves", "capacity", "factors", "latent_", "summary",
                                     "mutual_")):
             assert (ROOT / name).exists(), name
+
+
+@pytest.mark.parametrize("text", TEXTS, ids=lambda path: path.name)
+def test_every_link_leads_to_a_file_or_heading_that_is_there(text):
+    headings = [re.sub(r"[^\w -]", "", line.lstrip("# ").lower()).replace(" ", "-")
+                for line in text.read_text().splitlines() if line.startswith("#")]
+    for link in re.findall(r"\]\(([^)]+)\)", text.read_text()):
+        file, _, heading = link.partition("#")
+        assert (text.parent / file).exists() and (file or heading in headings), link
 
 
 def test_the_dsprites_scripts_are_the_papers_settings():
