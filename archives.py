@@ -31,6 +31,7 @@ class Member(NamedTuple):
     method: int = 0     # of compression, in a zip
     unpacked: int = 0   # bytes, in a zip
     crc32: int = 0      # in a zip
+    changed: int = 0    # when, of a file in a folder, ns
 
 
 class Skipped(dict):
@@ -106,7 +107,7 @@ class Source:
                         self.skipped.add(f"not there ({error.strerror})", prefix + name)
                         continue
                     if stat.S_ISREG(status.st_mode):
-                        yield Member((prefix + name).removeprefix("./"), 0, status.st_size)
+                        yield Member((prefix + name).removeprefix("./"), 0, status.st_size, changed=status.st_mtime_ns)
                     else:
                         self.skipped.add("not regular files", prefix + name)
 
@@ -144,8 +145,10 @@ class Source:
         return (self.unpack or open)(self.path, "rb")
 
     def stamp(self):
-        """What changes when the source does: the size of an archive, a checksum of the names in a folder."""
-        return self.checksum() if self.kind == "folder" else self.path.stat().st_size
+        """What changes when the source does: the size of an archive; of a folder's files a checksum of names, sizes and times."""
+        if self.kind != "folder":
+            return self.path.stat().st_size
+        return hashlib.sha256(repr([(m.name, m.size, m.changed) for m in self.members]).encode()).hexdigest()
 
     def checksum(self):
         """sha256 of the list of images, which also gives the order of the rows."""

@@ -16,7 +16,6 @@ import json
 import multiprocessing
 import os
 import platform
-import resource
 import statistics
 import sys
 import tempfile
@@ -27,6 +26,11 @@ import torch
 from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
+
+try:
+    import resource
+except ImportError:  # Windows has none: no peak memory there
+    resource = None
 
 import model
 from dataset import DATASETS, return_data
@@ -90,7 +94,7 @@ def run_arm(name, args, pipe):
                 solver.progress_bar = lambda: Turns(pipe, solver.device)
                 solver.train()
     except EndOfBench:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB; bytes on macOS
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss if resource else 0  # KiB; bytes on macOS
         pipe.send(peak * (1 if sys.platform == "darwin" else 1024) / 1e9)
     except UserError as error:
         print(f"bench.py: {error}", file=sys.stderr)

@@ -25,7 +25,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from utils import Parser, count, read_log
+from utils import Parser, UserError, count, exit_status, read_log
 
 POINTS = 1000      # of a curve, at most
 LINES = 32         # latents in a window, those with the highest KL
@@ -96,7 +96,7 @@ def picture(path, title, width):
 def study(folder, name):
     """The windows of a sweep: the picture and the table of all its runs."""
     yield picture(folder / "summary.png", name, 3 * SIZE[0])
-    text = html.escape((folder / "summary.md").read_text())
+    text = html.escape((folder / "summary.md").read_text(encoding="utf-8"))
     yield dict(win="table", title="Table", size=(3 * SIZE[0], SIZE[1]),
                html=f"<pre style='color: black; padding: 4px; font-size: 12px'>{text}</pre>")
 
@@ -303,10 +303,17 @@ def main(argv=None):
     args = parser.parse_args(argv)
     if not (args.folder / "args.json").exists():
         parser.error(f"{args.folder} is no run's folder: it holds no args.json")
-    name = json.loads((args.folder / "args.json").read_text())["arguments"]["viz_name"]
-    board = Dashboard(args.folder, name, args.viz_server, args.viz_port)
-    board.send(jobs := board.jobs(newest(args.folder, "reconstruction.png")))
-    return 1 if jobs else 0
+
+    def run():
+        try:
+            name = json.loads((args.folder / "args.json").read_text())["arguments"]["viz_name"]
+        except (ValueError, LookupError, TypeError):
+            raise UserError(f"{args.folder / 'args.json'} is damaged, or not of a run") from None
+        board = Dashboard(args.folder, name, args.viz_server, args.viz_port)
+        board.send(jobs := board.jobs(newest(args.folder, "reconstruction.png")))
+        return 1 if jobs else 0
+
+    return exit_status("dashboard.py", "interrupted", run)
 
 
 if __name__ == "__main__":

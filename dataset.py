@@ -47,6 +47,12 @@ IMAGE_SETS = {
     "folder": ImageSet("folder", 3, 0, "gaussian", (".",)),
 }
 DATASETS = ("dsprites", *IMAGE_SETS)
+MOST_WORKERS = 256  # processes that prepare images; all are started at once
+
+
+def default_distribution(name):
+    """p(x|z) of the data set of that name, where --dist does not say: "bernoulli" or "gaussian"."""
+    return IMAGE_SETS[name].distribution if name in IMAGE_SETS else DSprites.distribution
 
 
 def return_data(args, device="cpu"):
@@ -203,6 +209,10 @@ def find_images(name, dset_dir, archive=None, crop=None, channels=None, num_work
     archive, crop, channels: what they must be, None if a prepared set may have any.
     """
     spec, path = IMAGE_SETS[name], Path(dset_dir) / f"{name}_64x64.npy"
+    if name == "folder":  # it holds its images itself, also when it was copied or renamed
+        if not archive and not Path(dset_dir).exists():
+            raise UserError(how_to_get(name, dset_dir))
+        archive = archive or dset_dir
     manifest = read_manifest(path)
     if manifest:
         fault = what_changed(manifest, archive, crop, channels)
@@ -274,8 +284,8 @@ def parse(argv=None):
         parser.error("--export is for dsprites")
     if args.download and (args.archive or args.dataset == "folder"):
         parser.error("--download goes with neither --archive nor the data set folder")
-    if args.crop is not None and args.crop < 0 or not 0 <= args.num_workers <= 256:
-        parser.error("--crop must be at least 0, --num_workers 0 to 256")
+    if args.crop is not None and args.crop < 0 or not 0 <= args.num_workers <= MOST_WORKERS:
+        parser.error(f"--crop must be at least 0, --num_workers 0 to {MOST_WORKERS}")
     return args
 
 

@@ -2,7 +2,7 @@
 import argparse
 import math
 
-from dataset import DATASETS
+from dataset import DATASETS, MOST_WORKERS, default_distribution
 from model import MODELS
 
 WHOLE = ["max_iter", "batch_size", "z_dim", "C_stop_iter", "gather_step", "display_step", "save_step"]  # from 1 on
@@ -17,6 +17,7 @@ RULES = (  # for numbers among the flags: which, what must hold, and that in wor
     ([*WHOLE, "seed"], lambda v: v < 2**63, "below 2^63"),
     (["z_dim"], lambda v: v <= 1024, "at most 1024"),
     (["threads"], lambda v: v <= 4096, "at most 4096"),
+    (["num_workers"], lambda v: v <= MOST_WORKERS, f"at most {MOST_WORKERS}"),
 )
 
 
@@ -29,6 +30,7 @@ def broken_rule(flags, rules=RULES):
     return None
 
 
+CHOICES = {"objective": ["H", "B"], "optimizer": ["adam", "adagrad"], "dist": ["bernoulli", "gaussian"]}
 SETTINGS = {  # flags that count with one optimiser, or one objective, only
     "adam": ["beta1", "beta2"], "adagrad": [],
     "H": ["beta"], "B": ["gamma", "C_start", "C_max", "C_stop_iter", "delta"],
@@ -39,7 +41,7 @@ def defining_flags(args):
     """The flags that make a run what it is, as a dict: with others, it is another run."""
     names = ["dataset", "dist", "model", "objective", "z_dim", "optimizer", "lr", "batch_size", "seed"]
     names += SETTINGS[args.optimizer] + SETTINGS[args.objective]
-    return {name: getattr(args, name) for name in names}
+    return {**{name: getattr(args, name) for name in names}, "dist": args.dist or default_distribution(args.dataset)}
 
 
 def saved_flags(arguments):
@@ -49,8 +51,7 @@ def saved_flags(arguments):
 
 def fault_of_flags(saved):
     """What is wrong with the flags in a checkpoint, as text; None if they are such as main.py lets through."""
-    choices = {"dataset": DATASETS, "dist": (None, "bernoulli", "gaussian"), "model": list(MODELS),
-               "objective": ("H", "B"), "optimizer": ("adam", "adagrad")}
+    choices = {**CHOICES, "dist": [None, *CHOICES["dist"]], "dataset": DATASETS, "model": list(MODELS)}
     for name, allowed in choices.items():
         if getattr(saved, name, None) not in allowed:
             return f"its {name} is {getattr(saved, name, None)!r}"

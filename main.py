@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from dataset import DATASETS
-from flags import RULES, broken_rule
+from flags import CHOICES, RULES, broken_rule
 from metrics import LEVELS
 from model import MODELS
 from solver import Solver
@@ -34,9 +34,9 @@ def make_parser():
 
     add("--z_dim", type=count, default=10, help="latents; dSprites 10, chairs and CelebA 32 (Higgins et al.)")
     add("--beta", type=float, default=4.0, help="weight of the KL in objective H; dSprites 4 (Higgins et al.)")
-    add("--objective", choices=["H", "B"], default="H",
+    add("--objective", choices=CHOICES["objective"], default="H",
         help="H: beta * KL (Higgins et al. eq. 4); B: gamma * |KL - C| (Burgess et al. eq. 8)")
-    add("--dist", choices=["bernoulli", "gaussian"],
+    add("--dist", choices=CHOICES["dist"],
         help="p(x|z) of a pixel; without: bernoulli for dsprites and 3dchairs, gaussian for celeba and folder")
     add("--model", choices=MODELS, default="H",
         help="network: H convolutional and FC fully connected (Higgins et al.), B (Burgess et al.)")
@@ -48,7 +48,7 @@ def make_parser():
         help="iterations in which C goes from C_start to C_max; 1e5 (Burgess et al.)")
     add("--delta", type=float, default=0.0,
         help="nats within which the bars of |KL - C| are rounded off in objective B; 0: not (Burgess et al.)")
-    add("--optimizer", choices=["adam", "adagrad"], default="adam",
+    add("--optimizer", choices=CHOICES["optimizer"], default="adam",
         help="adam; adagrad on dSprites in Higgins et al.")
     add("--lr", type=float, default=1e-4,
         help="learning rate; Higgins et al.: 1e-4 (chairs, CelebA), 1e-2 with adagrad (dSprites); Burgess et al.: 5e-4")
@@ -106,6 +106,8 @@ def parse(argv=None, parser=None):
         parser.error(f"--{broken[0]} must be {broken[1]}, not {getattr(args, broken[0])!r}")
     if not (args.train or args.save_output) and args.metrics == "none":
         parser.error("--train False with --save_output False and --metrics none leaves nothing to do")
+    if not args.train and args.ckpt_name == "none":
+        parser.error("--train False needs a checkpoint: --ckpt_name none leaves nothing to draw or score")
     if os.path.realpath(args.output_dir) == os.path.realpath(args.ckpt_dir):
         parser.error("--output_dir and --ckpt_dir must be two folders: both name things by iteration")
     return args

@@ -196,7 +196,7 @@ def dci(codes, factors, seed=0, train=10_000, test=5_000, jobs=None):
     latent for each factor. See importance_scores for the first two; informativeness
     is the accuracy on test rows, averaged over factors, not the paper's error.
 
-    jobs: factors that are fitted at once, default one a core; it does not change the result.
+    jobs: factors that are fitted at once, without all; it does not change the result.
     Returns {"disentanglement", "completeness", "informativeness"}; perfect codes get 1 each.
     """
     from sklearn.ensemble import GradientBoostingClassifier
@@ -349,12 +349,13 @@ def score(mu, logvar, factors, level="full", seed=0):
     "fast", which leaves out DCI (None), or "full".
     """
     settings = SETTINGS[level]
+    threads = {"dci": dict(jobs=torch.get_num_threads())}
     functions = {"higgins_paper": higgins, "higgins": higgins, "factor_vae": factor_vae, "mig": mig, "dci": dci,
                  "sap": sap, "modularity": modularity}
     scores = {}
     for name, function in (bar := progress(functions.items(), desc="metrics", unit="metric")):
         bar.set_postfix_str(name, refresh=False)
-        value = function(mu, factors, seed=seed, **settings[name]) if settings[name] else None
+        value = function(mu, factors, seed=seed, **settings[name], **threads.get(name, {})) if settings[name] else None
         if name == "dci":
             value = value or dict.fromkeys(("disentanglement", "completeness", "informativeness"))
             scores |= {f"dci_{part}": value[part] for part in value}

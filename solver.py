@@ -1,5 +1,6 @@
 """One run: the objectives of both papers, the training loop, checkpoints, and when to draw."""
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -359,6 +360,11 @@ class Solver:
         with atomic_file(self.outputs / "args.json") as file:
             file.write(json.dumps({**about, "before": self.earlier_sessions(own)}, indent=2).encode())
         self.saved_iter = self.iter
+        self.announce(environment)
+        self.dashboard.update(self.iter)
+
+    def announce(self, environment):
+        """Prints what starts, on what and to where, and what is worth knowing of the settings."""
         start = f"resumed at iteration {self.iter:,}" if self.iter else "a new run"
         print(f"{self.args.viz_name}: {start}; {len(self.data):,} images; {environment['device']}, "
               f"{environment['threads']} threads, {environment['precision']}; curves and pictures in {self.outputs}")
@@ -367,7 +373,6 @@ class Solver:
         if self.args.objective == "H":
             beta = normalised_beta(self.args.beta, self.args.z_dim, self.data.channels * self.args.image_size**2)
             print(f"beta {self.args.beta:g}: normalised, by {self.args.z_dim} latents and the size of an image, {beta:.3g}")
-        self.dashboard.update(self.iter)
 
     def earlier_sessions(self, own):
         """What args.json said of code and machine when this run was started before: a dict for each part, until an iteration."""
@@ -441,29 +446,40 @@ class Solver:
             self.check_fits(saved)
         else:
             vars(args).update(defining_flags(saved))
+            self.check_folder(saved)
         return state
 
+    def check_folder(self, saved):
+        """Before the images of another folder are prepared for nothing."""
+        made_with = str(getattr(saved, "dset_dir", self.args.dset_dir))
+        if saved.dataset == "folder" and self.args.dset_dir == "data" and os.path.realpath(made_with) != os.path.realpath("data"):
+            raise UserError(f"checkpoint {self.args.ckpt_name} is of the images in {made_with}: give --dset_dir {made_with}, or "
+                            "where they are now")
+
     def check_fits(self, saved):
-        others = [f"{name} {getattr(saved, name)} (now {value})"
-                  for name, value in defining_flags(self.args).items() if getattr(saved, name) != value]
+        before = {**vars(saved), **defining_flags(saved)}
+        others = [f"{name} {before.get(name)} (now {value})"
+                  for name, value in defining_flags(self.args).items() if before.get(name) != value]
         if others and self.args.ckpt_name != "last":
             raise UserError(f"checkpoint {self.args.ckpt_name} was made with other settings, and goes on with those only: "
                             + ", ".join(others))
         if others:
             raise UserError(f"run {self.args.viz_name} was made with other settings: {', '.join(others)}; "
-                            "a new run needs another --viz_name")
+                            "a new run needs another --viz_name, or --ckpt_name none --overwrite True to lose this one")
 
     def load(self, state):
         """Takes up a run where state left it: on the CPU, to the bit."""
         data = state.get("data", self.data.identity)  # old checkpoints, of dSprites, do not say
         if data != self.data.identity:
             raise UserError(f"run {self.args.viz_name} was made with {data}, and {self.args.dset_dir} holds "
-                            f"{self.data.identity}: a new run needs another --viz_name")
+                            f"{self.data.identity}: {'a new run needs another --viz_name' if self.args.train else 'draw it with those'}")
         try:
             self.net.load_state_dict(state["model_states"]["net"])
         except RuntimeError:
             raise UserError(f"checkpoint {self.args.ckpt_name} holds another network than --model {self.args.model} "
                             f"--z_dim {self.args.z_dim} for {self.data.channels} channels") from None
+        if not all(p.isfinite().all() for p in self.net.parameters()):
+            raise UserError(f"checkpoint {self.args.ckpt_name} has weights that are not finite")
         try:
             if self.args.train:  # weights without an optimiser can be looked at
                 self.load_optimizer(state["optim_states"]["optim"])

@@ -12,7 +12,7 @@ from pathlib import Path
 import dashboard
 import plots
 from checkpoints import read_checkpoint
-from flags import defining_flags, saved_flags
+from flags import defining_flags, fault_of_flags, saved_flags
 from utils import ACTIVE, UserError, atomic_file, read_log
 
 
@@ -34,9 +34,9 @@ def trained(run):
         state = read_checkpoint(run.checkpoints / "last")
     except (OSError, ValueError):
         return False
-    saved = vars(saved_flags(state["arguments"] or {}))
-    return (state["iter"] >= run.args.max_iter
-            and all(saved.get(name) == value for name, value in defining_flags(run.args).items()))
+    saved = saved_flags(state["arguments"] or {})
+    return (state["iter"] >= run.args.max_iter and not fault_of_flags(saved)
+            and defining_flags(saved) == defining_flags(run.args))
 
 
 def row(run, done):
@@ -95,8 +95,8 @@ class Summary:
         self.put("summary.md", self.text(values))
         if self.rows:
             plots.study(values, self.folder / "summary.png")
-            if self.board:
-                self.board.send({"study": lambda: dashboard.study(self.folder, self.name)})
+            if self.board and not self.board.send({"study": lambda: dashboard.study(self.folder, self.name)}):
+                self.board = None
 
     def put(self, name, text):
         with atomic_file(self.folder / name, shared=True) as file:  # other sweeps may write theirs at the same time

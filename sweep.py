@@ -104,7 +104,8 @@ def parse(argv=None):
     flags = vars(texts.parse_args(argv))
     own = {name: flags.pop(name) for name in OWN if name in flags}
     args = parser.parse_args([f"--{name}={text}" for name, text in own.items()])
-    if not args.sweep_name.strip() or ".." in Path(args.sweep_name).parts or args.parallel < 1:
+    name = Path(args.sweep_name)
+    if not args.sweep_name.strip() or ".." in name.parts or name.is_absolute() or args.parallel < 1:
         parser.error("--sweep_name must be a name for a folder inside output_dir, and --parallel at least 1")
     for name in flags.keys() & {*FIXED}:
         parser.error(f"--{name} is for single runs: a sweep starts, resumes and skips its runs by what is on disk")
@@ -183,6 +184,8 @@ class Child:
     def reason(self):
         """Why it ended early, in a line."""
         status = self.process.returncode
+        if not status and not iterations(self.run):
+            return f"{self.run.outputs / 'log.csv'} is gone or damaged: to train it again, remove {self.run.checkpoints}"
         return f"{signal.Signals(-status).name if status < 0 else f'status {status}'}: {self.last_words()}"
 
 

@@ -169,6 +169,8 @@ def atomic_file(path, backup=None, shared=False):
     once; what those that were killed have left is removed.
     """
     path = Path(path)
+    if not path.name:
+        raise UserError(f"{path} names no file")
     temporary = path.with_name(f".{path.name}{f'.{socket.gethostname()}.{os.getpid()}' if shared else ''}.tmp")
     if shared:
         remove_leftovers(path)
@@ -177,6 +179,8 @@ def atomic_file(path, backup=None, shared=False):
             yield file
             file.flush()
             os.fsync(file.fileno())
+            if not fcntl:
+                file.close()  # Windows renames no open file
             if backup:
                 os.replace(path, backup)
             os.replace(temporary, path)  # while it is open, and so locked
@@ -266,7 +270,7 @@ class Log:
             with atomic_file(old) as file:
                 file.write(self.path.read_bytes())
         if last_iter and self.path.exists():
-            with open(self.path, newline="", errors="replace") as file:
+            with open(self.path, newline="", errors="replace") as file, contextlib.suppress(csv.Error):  # no table: no rows
                 rows += [row for row in list(csv.reader(file))[1:]
                          if len(row) == len(self.columns) and row[0].isdecimal() and int(row[0]) <= last_iter]
         with atomic_file(self.path) as file:
@@ -306,5 +310,5 @@ def read_log(path):
         rows = [row for row in rows if len(row) == len(header)]  # a run may be writing the last one
         return {name: [float(row[i]) if row[i] else math.nan for row in rows]
                 for i, name in enumerate(header)}
-    except ValueError:  # empty, no text or no numbers
+    except (ValueError, csv.Error):  # empty, no text or no numbers
         raise UserError(f"{path} is damaged: it is no table of numbers; without it, all but the curves can be drawn") from None

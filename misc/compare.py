@@ -22,10 +22,12 @@ def compare(folders, labels, to_recon, out):
         raise UserError(f"--out must end in .png, .pdf or .svg, not {out}")
     if len(labels) != len(folders):
         raise UserError(f"--labels must name each of the {len(folders)} runs, not {len(labels)}")
-    figure = Figure(figsize=(9, 5.5), layout="constrained")
+    figure = Figure(figsize=(9, 7), layout="constrained")
     axes = figure.subplots()
     for folder, label in zip(folders, labels):
         log = read_log(Path(folder) / "log.csv")
+        if not {"iter", "recon_loss", "total_kld"} <= log.keys():
+            raise UserError(f"{folder}/log.csv is not of a run: it has no iter, recon_loss and total_kld")
         rows = [i for i, recon in enumerate(log["recon_loss"]) if recon <= to_recon]
         if not rows:
             raise UserError(f"{folder} has no row of at most {to_recon:g} nats")
@@ -36,7 +38,7 @@ def compare(folders, labels, to_recon, out):
     axes.yaxis.set_major_formatter("{x:.0f}")
     axes.yaxis.set_minor_formatter("{x:.0f}")
     axes.grid(alpha=0.3, which="both")
-    axes.legend()
+    figure.legend(loc="outside lower center", ncols=2, frameon=False)
     Path(out).parent.mkdir(parents=True, exist_ok=True)
     save(Path(out), figure.savefig)
 

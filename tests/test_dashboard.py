@@ -319,6 +319,10 @@ def test_dashboard_py_shows_a_run_again_or_says_in_one_line_why_not(server, tmp_
     with pytest.raises(SystemExit):
         dashboard.main([str(tmp_path)])
     assert len(said(capsys)) == 1
+    for text in ("{}", "[1]", "{", '{"arguments": 3}'):
+        (tmp_path / "args.json").write_text(text)
+        assert dashboard.main([str(tmp_path)]) == 1
+        assert "is damaged" in "".join(lines := said(capsys)) and len(lines) == 1
 
 
 # Nothing harms training.

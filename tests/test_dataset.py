@@ -2,6 +2,7 @@
 import io
 import json
 import os
+import shutil
 import stat
 import tarfile
 import time
@@ -284,7 +285,8 @@ def test_main_prepares_by_itself_and_trains(runs, name, channels, distribution):
     losses = [main.Solver(main.parse(list(map(str, [*runs.flags, *flags, "--viz_name", "x", *dist])))).distribution
               for dist in ([], ["--dist", other])]
     assert losses == [distribution, other]
-    assert "dist None (now" in runs.run("run", *flags, "--dist", other, status=1).stderr
+    assert f"dist {distribution} (now {other})" in runs.run("run", *flags, "--dist", other, status=1).stderr
+    assert "is finished" in runs.run("run", *flags, "--dist", distribution).stdout  # said or not, it is the same run
 
 
 def test_a_run_does_not_go_on_with_other_images(runs):
@@ -295,6 +297,39 @@ def test_a_run_does_not_go_on_with_other_images(runs):
     for train in ("True", "False"):
         error = runs.run("run", *flags, "--max_iter", 6, "--train", train, status=1).stderr
         assert "was made with 9 images, colour" in error and "holds 9 images, grey" in error and error.count("\n") == 1
+
+
+def test_a_folder_whose_images_changed_or_that_was_copied_or_renamed_is_prepared_again(tmp_path):
+    def shown(folder):
+        assert dataset.main(["folder", "--dset_dir", str(folder)]) == 0
+        return np.load(folder / "folder_64x64.npy")[:, 0, 0, 0].tolist()
+
+    def grey(level):
+        return encoded(Image.new("RGB", (80, 80), (level,) * 3), "PNG")
+
+    folder = write_folder(tmp_path / "photos", {f"{i}.png": grey(10 * i) for i in range(3)})
+    assert shown(folder) == [0, 10, 20]
+    before = (folder / "folder_64x64.npy").stat().st_mtime_ns
+    assert shown(folder) == [0, 10, 20] and (folder / "folder_64x64.npy").stat().st_mtime_ns == before
+    (folder / "1.png").write_bytes(grey(200))
+    assert shown(folder) == [0, 200, 20]
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    (copy / "3.png").write_bytes(grey(30))
+    assert shown(copy) == [0, 200, 20, 30]
+    renamed = folder.rename(tmp_path / "renamed")
+    (renamed / "0.png").unlink()
+    assert shown(renamed) == [200, 20]
+
+
+def test_a_run_of_a_folder_is_drawn_with_its_images_and_no_others_are_prepared(runs, monkeypatch):
+    monkeypatch.chdir(runs.folder)
+    photos, others = (write_folder(runs.folder / name, {f"{i}.png": encoded(photo(i), "PNG") for i in range(9)})
+                      for name in ("photos", "data"))
+    draw = ["--train", "no", "--dset_dir"]
+    runs.run("run", "--dataset", "folder", "--dset_dir", photos, "--max_iter", 3)
+    error = runs.run("run", *draw, "data", status=1).stderr
+    assert f"give --dset_dir {photos}" in error and error.count("\n") == 1 and not list(others.glob("*.npy"))
+    assert "pictures in" in runs.run("run", *draw, photos).stdout
 
 
 def test_without_data_the_lines_that_get_it_are_printed(tmp_path, capsys):

@@ -17,6 +17,7 @@ TEXTS = [ROOT / "README.md", ROOT / "misc" / "capacity.md"]
     "--dataset mnist", "--viz_port 0", "--viz_server ''", "--viz_name ../x", "--viz_name /x", "--batch 64",
     "--unknown 1", "extra", "--z_dim 0", "--C_stop_iter 0", "--gather_step 0", "--threads -1", "--output_dir ''", "--lr", "--z_dim 1e30",
     "--output_dir x --ckpt_dir ./x", "--precision fp16", "--metrics all", "--dist normal",
+    "--num_workers 1000", "--train no --ckpt_name none",
 ])
 def test_a_value_that_makes_no_sense_is_one_line_and_status_2(flags, capsys):
     with pytest.raises(SystemExit) as stop:

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 import crash
 import dataset
 import main
+import utils
 from checkpoints import Checkpoints, read_checkpoint
 from conftest import ROOT, Runs, same, wait_for
 from images import encoded, photo, prepared, write_zip
@@ -197,7 +198,7 @@ CHANGES = [("iter", -1), ("iter", "9"), ("iter", None), ("model_states", {}), ("
            ("arguments.model", "Z"), ("arguments.optimizer", "sgd"), ("arguments.objective", None), ("arguments.beta1", 7), ("arguments.batch_size", 0), ("arguments.z_dim", 10.0),
            ("arguments.seed", 1.5), ("arguments.lr", float("inf")), ("arguments.C_stop_iter", 0), ("generators", {}), ("generators.noise", torch.zeros(3, dtype=torch.uint8)),
            ("generators.noise", torch.zeros(5056)), ("window", None), ("window.sums", torch.zeros(3, dtype=torch.float64)),
-           ("window.count", -2), ("window.last_row", "x"), ("window.last_row", [1.0]), ("device", None), ("data", ["x"])]
+           ("arguments.gamma", None), ("window.count", -2), ("window.last_row", "x"), ("window.last_row", [1.0]), ("device", None), ("data", ["x"])]
 
 UNFIT = [("optim_states.optim.state", {}), ("optim_states.optim.state.0", {}),
          ("optim_states.optim.state.0.exp_avg", torch.zeros(1)), ("optim_states.optim.param_groups", []),
@@ -289,11 +290,26 @@ def test_folders_that_are_removed_during_a_run_are_written_again(runs):
 
 
 def test_a_log_that_is_no_table_is_one_line(copied):
-    for text in (b"", b"iter,a\n1,x\n", bytes(range(256))):
+    for text in (b"", b"iter,a\n1,x\n", bytes(range(256)), b"a" * 200_000):
         (copied.outputs("run") / "log.csv").write_bytes(text)
         with pytest.raises(UserError, match="damaged"):
             read_log(copied.outputs("run") / "log.csv")
-    assert "resumed" in copied.run("run", "--max_iter", 21, "--save_output", "no").stdout
+        assert "resumed" in copied.run("run", "--max_iter", 21, "--overwrite", "yes", "--ckpt_name", "previous", "--save_output", "no").stdout
+
+
+def test_a_path_without_a_name_is_one_line(dset_dir, capsys):
+    for path in (".", ""):
+        assert dataset.main(["dsprites", "--dset_dir", str(dset_dir), "--export", path]) == 1
+        assert capsys.readouterr().err == "dataset.py: . names no file\n"
+
+
+def test_where_open_files_cannot_be_renamed_a_file_is_closed_before(tmp_path, monkeypatch):
+    monkeypatch.setattr(utils, "fcntl", None)
+    replace, closed = os.replace, []
+    with utils.atomic_file(tmp_path / "a", shared=True) as file:
+        monkeypatch.setattr(os, "replace", lambda *paths: (closed.append(file.closed), replace(*paths)))
+        file.write(b"whole")
+    assert closed == [True] and (tmp_path / "a").read_bytes() == b"whole" and len(list(tmp_path.iterdir())) == 1
 
 
 def test_what_a_killed_drawing_left_is_removed(tmp_path, monkeypatch):
@@ -322,6 +338,15 @@ def test_two_processes_may_prepare_the_same_data_at_once(tmp_path, flags, size):
 
 
 # Numbers.
+
+def test_weights_that_are_not_finite_are_neither_drawn_nor_trained_on(trained, tmp_path):
+    state = read_checkpoint(trained.checkpoint("run"))
+    state["model_states"]["net"]["encoder.0.bias"][3] = float("nan")
+    torch.save(state, tmp_path / "bad")
+    for flags in (["--train", "no", "--metrics", "fast"], []):
+        error = trained.run("other", *flags, "--ckpt_name", tmp_path / "bad", status=1).stderr
+        assert "weights that are not finite" in error and error.count("\n") == 1
+
 
 @pytest.mark.parametrize("plant", ["weights", "logvar", "lr", "data"])
 def test_numbers_that_explode_stop_the_run_with_the_iteration_and_the_checkpoint_stays(copied, plant):

@@ -377,6 +377,8 @@ def test_runs_are_compared_in_one_picture(tmp_path):
 
     runs = [ROOT / "misc" / "runs" / name for name in ("dsprites_B", "dsprites_B_start10")]
     assert compare(*runs).returncode == 0 and (tmp_path / "new" / "compare.png").stat().st_size > 10_000
-    for wrong in ([*runs, "--labels", "one"], [tmp_path], [*runs, "--to_recon", "1"], [*runs, "--out", "picture"]):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "log.csv").write_text("iter,loss\n1,2\n")
+    for wrong in ([tmp_path / "other"], [*runs, "--labels", "one"], [tmp_path], [*runs, "--to_recon", "1"], [*runs, "--out", "picture"]):
         result = compare(*wrong)
         assert result.returncode == 1 and result.stderr.startswith("compare.py: ") and result.stderr.count("\n") == 1

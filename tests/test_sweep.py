@@ -99,7 +99,7 @@ def test_a_run_gets_its_own_values_and_the_constants():
     "--sweep_name s --seed 0-999999999", "--sweep_name s --seed 0-999 --beta 0-999", "--sweep_name s --model B,Q",
     "--sweep_name s --cuda True,False", "--sweep_name s --train False", "--sweep_name s --overwrite True --ckpt_name none",
     "--sweep_name s --parallel 0", "--sweep_name s --parallel 1,2", "--sweep_name s --seed", "--sweep_name ''",
-    "--sweep_name ../s --seed 0,1", "--seed 0-3", "",
+    "--sweep_name ../s --seed 0,1", "--sweep_name /s --seed 0,1", "--seed 0-3", "",
 ])
 def test_what_makes_no_sense_in_any_run_is_one_line_and_nothing_starts(flags, capsys, monkeypatch):
     monkeypatch.setattr(sweep, "Child", None)
@@ -107,7 +107,7 @@ def test_what_makes_no_sense_in_any_run_is_one_line_and_nothing_starts(flags, ca
         sweep.main(shlex.split(flags))
     assert stop.value.code == 2
     out, err = capsys.readouterr()
-    assert out == "" and err.count("\n") == 1 and err.startswith("sweep.py: ")
+    assert out == "" and err.count("\n") == 1 and err.startswith("sweep.py: ") and "--viz_name must" not in err
 
 
 # Training.
@@ -151,6 +151,13 @@ def test_a_run_that_fails_is_one_line_and_the_others_are_trained(runs, call):
     lines = [line for line in err.replace("\r", "\n").splitlines() if "failed" in line]
     assert len(lines) == 1 and "s_seed=1: failed, status 1: main.py: run s_seed=1 was made with other settings: lr" in lines[0]
     assert "s_seed=2: finished" in out and "1 of 2 runs are finished" in out
+
+
+def test_a_finished_run_whose_log_is_gone_says_how_to_train_it_again(runs, call):
+    runs.run("s", "--max_iter", 8, "--save_output", "False")
+    (runs.outputs("s") / "log.csv").unlink()
+    err = call("--max_iter", 8, status=1).err
+    assert f"log.csv is gone or damaged: to train it again, remove {runs.folder / 'ckpt' / 's'};" in err
 
 
 def test_ctrl_c_lets_a_run_save_and_the_sweep_says_so(runs):
