@@ -20,6 +20,7 @@ scikit-learn is imported where it is needed: it would add a second to the start 
 import math
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 import torch
@@ -349,13 +350,12 @@ def score(mu, logvar, factors, level="full", seed=0):
     "fast", which leaves out DCI (None), or "full".
     """
     settings = SETTINGS[level]
-    threads = {"dci": dict(jobs=torch.get_num_threads())}
-    functions = {"higgins_paper": higgins, "higgins": higgins, "factor_vae": factor_vae, "mig": mig, "dci": dci,
-                 "sap": sap, "modularity": modularity}
+    functions = {"higgins_paper": higgins, "higgins": higgins, "factor_vae": factor_vae, "mig": mig,
+                 "dci": partial(dci, jobs=torch.get_num_threads()), "sap": sap, "modularity": modularity}
     scores = {}
     for name, function in (bar := progress(functions.items(), desc="metrics", unit="metric")):
         bar.set_postfix_str(name, refresh=False)
-        value = function(mu, factors, seed=seed, **settings[name], **threads.get(name, {})) if settings[name] else None
+        value = function(mu, factors, seed=seed, **settings[name]) if settings[name] else None
         if name == "dci":
             value = value or dict.fromkeys(("disentanglement", "completeness", "informativeness"))
             scores |= {f"dci_{part}": value[part] for part in value}
