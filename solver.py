@@ -344,16 +344,14 @@ class Solver:
         """Makes the folders and args.json; the log goes on after the checkpoint, or begins anew."""
         self.outputs.mkdir(parents=True, exist_ok=True)
         self.checkpoints.folder.mkdir(parents=True, exist_ok=True)
-        # Results of later iterations are not of this run, nor are any, where its checkpoint came from elsewhere.
-        name, folder = self.args.ckpt_name, self.checkpoints.folder.resolve()
-        own = self.iter if name == "last" or self.checkpoints.path(name).resolve().parent == folder else 0
-        another = name != "last" or self.iter == 0
-        self.log.open(own, keep=another)
-        if self.args.overwrite and name != "last":
+        own = self.own_until()
+        goes_on = self.args.ckpt_name == "last" and self.iter > 0
+        self.log.open(own, keep=not goes_on)
+        if self.args.overwrite and self.args.ckpt_name != "last":
             if self.iter:
                 self.save()
             self.checkpoints.forget_after(self.iter)
-        if another:
+        if not goes_on:
             self.set_aside_results(own)
         environment = self.environment()
         about = {"arguments": vars(self.args), **environment, "commit": git_commit()}
@@ -362,6 +360,15 @@ class Solver:
         self.saved_iter = self.iter
         self.announce(environment)
         self.dashboard.update(self.iter)
+
+    def own_until(self):
+        """The iteration up to which the log and the results that lie under the run's name are its own.
+
+        That of the checkpoint, where it is the run's own, last or an older one; 0 where the run starts afresh, or from the
+        checkpoint of another.
+        """
+        name, folder = self.args.ckpt_name, self.checkpoints.folder.resolve()
+        return self.iter if name == "last" or self.checkpoints.path(name).resolve().parent == folder else 0
 
     def announce(self, environment):
         """Prints what starts, on what and to where, and what is worth knowing of the settings."""
