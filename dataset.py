@@ -209,10 +209,6 @@ def find_images(name, dset_dir, archive=None, crop=None, channels=None, num_work
     archive, crop, channels: what they must be, None if a prepared set may have any.
     """
     spec, path = IMAGE_SETS[name], Path(dset_dir) / f"{name}_64x64.npy"
-    if name == "folder":  # it holds its images itself, also when it was copied or renamed
-        if not archive and not Path(dset_dir).exists():
-            raise UserError(how_to_get(name, dset_dir))
-        archive = archive or dset_dir
     manifest = read_manifest(path)
     if manifest:
         fault = what_changed(manifest, archive, crop, channels)

@@ -146,8 +146,10 @@ def make_cache(path, source, crop, channels, num_workers):
                 "listed": len(source.members), "checksum": source.checksum(), "skipped": skipped,
                 "count": len(source.members) - len(errors), "channels": channels, "side": SIDE, "crop": crop,
                 "interpolation": INTERPOLATION}
+    # A folder that holds its own cache is named as such, so that it may be copied or renamed.
+    itself = source.path.resolve() == path.parent.resolve()
     with atomic_file(manifest_path(path), shared=True) as file:
-        file.write(json.dumps(manifest, indent=2).encode())
+        file.write(json.dumps({**manifest, "source": "." if itself else manifest["source"]}, indent=2).encode())
     return manifest
 
 
@@ -244,6 +246,7 @@ def read_manifest(path):
     """The manifest of the array at path; None if there is no such array, whole and of this version."""
     try:
         manifest = json.loads(manifest_path(path).read_text())
+        manifest["source"] = str((path.parent / manifest["source"]).resolve())
         images = np.load(path, mmap_mode="r")  # no pickles
         whole = (manifest["version"] == VERSION and images.dtype == np.uint8
                  and images.shape == (manifest["count"], manifest["channels"], SIDE, SIDE))

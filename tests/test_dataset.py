@@ -321,6 +321,13 @@ def test_a_folder_whose_images_changed_or_that_was_copied_or_renamed_is_prepared
     assert shown(renamed) == [200, 20]
 
 
+def test_a_folder_that_was_prepared_from_an_archive_elsewhere_goes_on_with_it(tmp_path):
+    source = write_zip(tmp_path / "in.zip", {f"{i}.png": encoded(photo(i), "PNG") for i in range(3)})
+    assert dataset.main(["folder", "--archive", str(source), "--dset_dir", str(tmp_path / "set")]) == 0
+    path, manifest = dataset.find_images("folder", tmp_path / "set")
+    assert manifest["count"] == 3 and manifest["source"] == str(source.resolve())
+
+
 def test_a_run_of_a_folder_is_drawn_with_its_images_and_no_others_are_prepared(runs, monkeypatch):
     monkeypatch.chdir(runs.folder)
     photos, others = (write_folder(runs.folder / name, {f"{i}.png": encoded(photo(i), "PNG") for i in range(9)})
