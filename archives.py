@@ -3,6 +3,7 @@
 What is read may come from anywhere: members count only if they are regular files with the name of an
 image, sizes have a limit, and a header is believed only after it was checked.
 """
+
 import bz2
 import gzip
 import hashlib
@@ -25,13 +26,14 @@ PACKERS = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}  # 
 
 class Member(NamedTuple):
     """One image of a source."""
-    name: str           # parts separated by /
-    offset: int         # of its bytes; in a zip, of its header; in a packed tar, counted after unpacking
-    size: int           # bytes as they are stored
-    method: int = 0     # of compression, in a zip
-    unpacked: int = 0   # bytes, in a zip
-    crc32: int = 0      # in a zip
-    changed: int = 0    # when, of a file in a folder, ns
+
+    name: str  # parts separated by /
+    offset: int  # of its bytes; in a zip, of its header; in a packed tar, counted after unpacking
+    size: int  # bytes as they are stored
+    method: int = 0  # of compression, in a zip
+    unpacked: int = 0  # bytes, in a zip
+    crc32: int = 0  # in a zip
+    changed: int = 0  # when, of a file in a folder, ns
 
 
 class Skipped(dict):
@@ -60,7 +62,9 @@ class Source:
         except Exception as error:  # a dozen types, for as many kinds of damage
             if isinstance(error, UserError) or isinstance(error, OSError) and error.errno:
                 raise
-            raise UserError(f"{path} cannot be read, it may be cut short: {error or type(error).__name__}") from None
+            raise UserError(
+                f"{path} cannot be read, it may be cut short: {error or type(error).__name__}"
+            ) from None
         self.members = [members[name] for name in sorted(members)]
 
     def find_kind(self):
@@ -77,7 +81,9 @@ class Source:
                 self.unpack = opener
                 return "packed tar"
         if is_web_page(start):
-            raise UserError(f"{self.path} is a web page, not an archive: the server may have had a quota; get it again")
+            raise UserError(
+                f"{self.path} is a web page, not an archive: the server may have had a quota; get it again"
+            )
         raise UserError(f"{self.path} is neither a folder nor a zip or tar, or its end is missing")
 
     def acceptable(self, member):
@@ -107,7 +113,9 @@ class Source:
                         self.skipped.add(f"not there ({error.strerror})", prefix + name)
                         continue
                     if stat.S_ISREG(status.st_mode):
-                        yield Member((prefix + name).removeprefix("./"), 0, status.st_size, changed=status.st_mtime_ns)
+                        yield Member(
+                            (prefix + name).removeprefix("./"), 0, status.st_size, changed=status.st_mtime_ns
+                        )
                     else:
                         self.skipped.add("not regular files", prefix + name)
 
@@ -124,8 +132,14 @@ class Source:
                 elif info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                     self.skipped.add("in a kind of compression that is not read", info.filename)
                 else:
-                    yield Member(info.filename, info.header_offset, info.compress_size, info.compress_type,
-                                 info.file_size, info.CRC)
+                    yield Member(
+                        info.filename,
+                        info.header_offset,
+                        info.compress_size,
+                        info.compress_type,
+                        info.file_size,
+                        info.CRC,
+                    )
 
     def list_tar(self):
         with self.open() as file:

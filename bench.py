@@ -10,6 +10,7 @@ Arms, each a process of its own, run a few iterations in turn, so that a noisy m
     bf16        main.py --precision bf16
 In each round a large matrix product in either precision measures what the machine could do at most.
 """
+
 import argparse
 import contextlib
 import json
@@ -43,8 +44,12 @@ DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
 
 
 def make_parser():
-    parser = Parser(prog="bench.py", description=__doc__.split("\n")[0], allow_abbrev=False,
-                    formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = Parser(
+        prog="bench.py",
+        description=__doc__.split("\n")[0],
+        allow_abbrev=False,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
     add = parser.add_argument
     add("--model", choices=["H", "B"], default="B", help="network of Higgins et al. or of Burgess et al.")
     add("--dataset", type=str.lower, choices=DATASETS, default="dsprites", help="data set, in any case")
@@ -59,6 +64,7 @@ def make_parser():
 
 
 # What runs in the processes of the arms.
+
 
 class Turns(tqdm):
     """The progress bar of a training which goes on, some iterations at a time, when told to through pipe."""
@@ -86,7 +92,11 @@ class EndOfBench(Exception):
 def run_arm(name, args, pipe):
     """Trains; after the first iteration, and whenever told, some more; at the end sends its peak memory in GB."""
     try:
-        with open(os.devnull, "w") as null, contextlib.redirect_stdout(null), tempfile.TemporaryDirectory() as folder:
+        with (
+            open(os.devnull, "w") as null,
+            contextlib.redirect_stdout(null),
+            tempfile.TemporaryDirectory() as folder,
+        ):
             if name == "plain":
                 train_plain(args, pipe)
             else:
@@ -102,9 +112,32 @@ def run_arm(name, args, pipe):
 
 def project_solver(args, precision, folder):
     """The Solver that main.py would make; what it writes goes to folder."""
-    flags = ["--model", args.model, "--objective", "B", "--lr", 5e-4, "--precision", precision, "--cuda", args.cuda,
-             "--dataset", args.dataset, "--dset_dir", args.dset_dir, "--batch_size", args.batch_size, "--viz_on", False,
-             "--gather_step", 100, "--output_dir", f"{folder}/outputs", "--ckpt_dir", f"{folder}/checkpoints"]
+    flags = [
+        "--model",
+        args.model,
+        "--objective",
+        "B",
+        "--lr",
+        5e-4,
+        "--precision",
+        precision,
+        "--cuda",
+        args.cuda,
+        "--dataset",
+        args.dataset,
+        "--dset_dir",
+        args.dset_dir,
+        "--batch_size",
+        args.batch_size,
+        "--viz_on",
+        False,
+        "--gather_step",
+        100,
+        "--output_dir",
+        f"{folder}/outputs",
+        "--ckpt_dir",
+        f"{folder}/checkpoints",
+    ]
     return Solver(parse(list(map(str, flags))))
 
 
@@ -113,11 +146,18 @@ def train_plain(args, pipe):
     device = find_device(args.cuda)
     data = return_data(args)
     images = torch.empty(len(data) // 8, data.channels, 64, 64)
-    for part in torch.arange(len(images)).split(64):  # small parts: what is freed before training changes malloc's ways
+    # small parts: what is freed before training changes malloc's ways
+    for part in torch.arange(len(images)).split(64):
         images[part] = data.batch(part)
-    loader = DataLoader(images, args.batch_size, shuffle=True, num_workers=2, drop_last=True,
-                        pin_memory=device.type == "cuda",
-                        multiprocessing_context="fork" if sys.platform == "linux" else None)  # its default
+    loader = DataLoader(
+        images,
+        args.batch_size,
+        shuffle=True,
+        num_workers=2,
+        drop_last=True,
+        pin_memory=device.type == "cuda",
+        multiprocessing_context="fork" if sys.platform == "linux" else None,  # its default
+    )
     model.ConvTranspose2d = torch.nn.ConvTranspose2d  # torch's own
     net = model.MODELS[args.model](10, data.channels).to(device)
     optim = torch.optim.Adam(net.parameters(), lr=5e-4)
@@ -136,6 +176,7 @@ def train_plain(args, pipe):
 
 
 # What runs in the process that measures.
+
 
 class Arm:
     """A training in a process of its own, past its first iteration."""
@@ -174,6 +215,7 @@ class Arm:
 
 def matmul_gflop_s(dtype, device, repeats=3):
     """GFLOP/s of the product of two square matrices: of side 2048, or smaller where a product would take seconds."""
+
     def seconds(n):
         start = time.perf_counter()
         for _ in range(n):
@@ -211,10 +253,17 @@ def measure(args):
                 arm.speeds.append(arm.run(args.burst))
             for name, dtype in DTYPES.items():
                 products[name].append(matmul_gflop_s(dtype, device))
-        figures = {arm.name: {
-            "it_s": statistics.median(arm.speeds), "slowest": min(arm.speeds), "fastest": max(arm.speeds),
-            "ratio": statistics.median(a / b for a, b in zip(arm.speeds, arms[-1].speeds)),
-            "start_s": arm.start_s, "peak_gb": arm.end()} for arm in arms}
+        figures = {
+            arm.name: {
+                "it_s": statistics.median(arm.speeds),
+                "slowest": min(arm.speeds),
+                "fastest": max(arm.speeds),
+                "ratio": statistics.median(a / b for a, b in zip(arm.speeds, arms[-1].speeds)),
+                "start_s": arm.start_s,
+                "peak_gb": arm.end(),
+            }
+            for arm in arms
+        }
         return figures, {name: statistics.median(values) for name, values in products.items()}
     finally:
         for arm in arms:
@@ -236,35 +285,63 @@ def profile(args):
         start = time.perf_counter()
         with torch.profiler.profile() as record:
             iterate(args.burst)
-        print(f"\n{precision}: {(time.perf_counter() - start) / args.burst * 1e3:.1f} ms an iteration while profiled, of it")
+        print(
+            f"\n{precision}: {(time.perf_counter() - start) / args.burst * 1e3:.1f} ms an iteration while profiled, of it"
+        )
         for event in sorted(record.key_averages(), key=lambda event: -event.self_cpu_time_total)[:16]:
-            print(f"{event.self_cpu_time_total / args.burst / 1e3:8.2f} ms in {event.count // args.burst:3} {event.key}")
+            print(
+                f"{event.self_cpu_time_total / args.burst / 1e3:8.2f} ms in {event.count // args.burst:3} {event.key}"
+            )
 
 
 def device_name(device):
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     info = Path("/proc/cpuinfo")
-    names = [line.split(":")[1].strip() for line in info.read_text().splitlines()
-             if line.startswith("model name")] if info.exists() else []
+    names = (
+        [
+            line.split(":")[1].strip()
+            for line in info.read_text().splitlines()
+            if line.startswith("model name")
+        ]
+        if info.exists()
+        else []
+    )
     return names[0] if names else platform.processor()
 
 
 def report(args, figures, products):
     """Prints the table; returns what goes to --json."""
     gflop, name = iteration_gflop(args), device_name(find_device(args.cuda))
-    print(f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}; model {args.model}, {args.dataset}, "
-          f"batch {args.batch_size}, {gflop:.2f} GFLOP an iteration; {args.rounds} rounds of {args.burst} iterations")
-    print("           it/s (from .. to)      ratio  GFLOP/s  of a matrix product  first iteration  peak memory")
+    print(
+        f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}; model {args.model}, {args.dataset}, "
+        f"batch {args.batch_size}, {gflop:.2f} GFLOP an iteration; {args.rounds} rounds of {args.burst} iterations"
+    )
+    print(
+        "           it/s (from .. to)      ratio  GFLOP/s  of a matrix product  first iteration  peak memory"
+    )
     for arm in ("plain", "float32", "bf16"):
         row, limit = figures[arm], products["bf16" if arm == "bf16" else "float32"]
-        print(f"{arm:8} {row['it_s']:6.1f} ({row['slowest']:5.1f} .. {row['fastest']:5.1f}) {row['ratio']:8.2f} {row['it_s'] * gflop:8.0f}"
-              f"{row['it_s'] * gflop / limit:9.0%} of {limit:5.0f} {row['start_s']:14.1f} s {row['peak_gb']:9.2f} GB")
-    return {"plain_it_s": figures["plain"]["it_s"], "float32_it_s": figures["float32"]["it_s"],
-            "bf16_it_s": figures["bf16"]["it_s"], "float32_ratio": figures["float32"]["ratio"],
-            "bf16_ratio": figures["bf16"]["ratio"], "start_s": figures["float32"]["start_s"],
-            "peak_gb": figures["float32"]["peak_gb"], "arms": figures, "matmul_gflop_s": products, "gflop": gflop,
-            "device": name, "threads": torch.get_num_threads(), "versions": versions(), "arguments": vars(args)}
+        print(
+            f"{arm:8} {row['it_s']:6.1f} ({row['slowest']:5.1f} .. {row['fastest']:5.1f}) {row['ratio']:8.2f} {row['it_s'] * gflop:8.0f}"
+            f"{row['it_s'] * gflop / limit:9.0%} of {limit:5.0f} {row['start_s']:14.1f} s {row['peak_gb']:9.2f} GB"
+        )
+    return {
+        "plain_it_s": figures["plain"]["it_s"],
+        "float32_it_s": figures["float32"]["it_s"],
+        "bf16_it_s": figures["bf16"]["it_s"],
+        "float32_ratio": figures["float32"]["ratio"],
+        "bf16_ratio": figures["bf16"]["ratio"],
+        "start_s": figures["float32"]["start_s"],
+        "peak_gb": figures["float32"]["peak_gb"],
+        "arms": figures,
+        "matmul_gflop_s": products,
+        "gflop": gflop,
+        "device": name,
+        "threads": torch.get_num_threads(),
+        "versions": versions(),
+        "arguments": vars(args),
+    }
 
 
 def main(argv=None):

@@ -1,4 +1,5 @@
 """Checkpoints of a run: written so that one is always whole, and read as if a stranger had made them."""
+
 import io
 import os
 import pickle
@@ -15,6 +16,7 @@ class Checkpoints:
 
     A checkpoint holds tensors and plain Python values only, so that loading one runs no code.
     """
+
     KEEP_EVERY = 50_000
 
     def __init__(self, folder):
@@ -31,7 +33,12 @@ class Checkpoints:
     def forget_after(self, iteration):
         """Removes previous, and what is kept from later iterations; all of it after 0."""
         for path in self.paths():
-            if path.name == "previous" or iteration == 0 or path.name != "last" and int(path.name) > iteration:
+            if (
+                path.name == "previous"
+                or iteration == 0
+                or path.name != "last"
+                and int(path.name) > iteration
+            ):
                 path.unlink()
 
     def save(self, state):
@@ -63,7 +70,9 @@ class Checkpoints:
         path = self.path(name)
         if not path.exists():
             there = ", ".join(p.name for p in self.paths()) or "none"
-            raise UserError(f"no checkpoint {name} in {self.folder} (there: {there}), nor a file of that name")
+            raise UserError(
+                f"no checkpoint {name} in {self.folder} (there: {there}), nor a file of that name"
+            )
         try:
             return read_checkpoint(path)
         except ValueError as error:
@@ -86,12 +95,15 @@ class Checkpoints:
             print(f"using checkpoint {newest[0]} of iteration {newest[1]['iter']}")
             return newest[1]
         if paths:
-            raise UserError(f"no checkpoint in {self.folder} can be read; to start afresh and lose them: "
-                            "--ckpt_name none --overwrite True")
+            raise UserError(
+                f"no checkpoint in {self.folder} can be read; to start afresh and lose them: "
+                "--ckpt_name none --overwrite True"
+            )
         return None
 
 
-OLD_FORMAT = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the first bytes of what torch.save wrote before 1.6
+# the first bytes of what torch.save wrote before 1.6
+OLD_FORMAT = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 
 
 FOLDER = 0x10  # an attribute in zip files: of what is marked so, torch reads nothing, and says nothing
@@ -127,8 +139,11 @@ def read_checkpoint(path):
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise ValueError("it holds other things than tensors and plain values, which might run code"
-                         if "Weights only" in str(error) else str(error).split("\n")[0]) from None
+        raise ValueError(
+            "it holds other things than tensors and plain values, which might run code"
+            if "Weights only" in str(error)
+            else str(error).split("\n")[0]
+        ) from None
     except Exception as error:
         raise ValueError(str(error).splitlines()[0] if str(error) else type(error).__name__) from None
     if not (isinstance(state, dict) and {"iter", "model_states", "optim_states"} <= state.keys()):
@@ -139,6 +154,7 @@ def read_checkpoint(path):
 
 
 # What a checkpoint may hold.
+
 
 def whole(value):
     return type(value) is int and 0 <= value < 2**62
@@ -163,10 +179,18 @@ def table(value, keys, holds):
 FIELDS = {
     "iter": whole,
     "model_states.net": lambda v: table(v, str, tensor),
-    "optim_states.optim.state": lambda v: table(v, int, lambda one: table(one, str, lambda x: tensor(x) or number(x))),
-    "optim_states.optim.param_groups": lambda v: isinstance(v, list) and all(
-        isinstance(group, dict) and isinstance(group.get("params"), list) and all(map(plain, group["params"]))
-        for group in v),
+    "optim_states.optim.state": lambda v: table(
+        v, int, lambda one: table(one, str, lambda x: tensor(x) or number(x))
+    ),
+    "optim_states.optim.param_groups": lambda v: (
+        isinstance(v, list)
+        and all(
+            isinstance(group, dict)
+            and isinstance(group.get("params"), list)
+            and all(map(plain, group["params"]))
+            for group in v
+        )
+    ),
     "arguments": lambda v: v is None or table(v, str, plain),
 }
 OWN_FIELDS = {  # in those that this program wrote

@@ -6,6 +6,7 @@
 Only this file knows visdom, and imports it when there is something to show. A server that wants a login
 gets VISDOM_USERNAME and VISDOM_PASSWORD from the environment.
 """
+
 import argparse
 import base64
 import html
@@ -27,13 +28,14 @@ from tqdm import tqdm
 
 from utils import Parser, UserError, count, exit_status, read_log
 
-POINTS = 1000      # of a curve, at most
-LINES = 32         # latents in a window, those with the highest KL
+POINTS = 1000  # of a curve, at most
+LINES = 32  # latents in a window, those with the highest KL
 SIZE = (500, 390)  # pixels of a pane: three side by side on a screen of 1600
 TIMEOUT = (2, 10)  # seconds: to connect, and between two parts of an answer
-RETRY = 30         # seconds from a failure to the next try
-REST = 100         # times as long as a sending took, the next one waits: under 1 % of the time, however fast the run
-FLUSH = 3          # seconds that the end of a run waits for what is not sent yet
+RETRY = 30  # seconds from a failure to the next try
+# times as long as a sending took, the next one waits: under 1 % of the time, however fast the run
+REST = 100
+FLUSH = 3  # seconds that the end of a run waits for what is not sent yet
 
 # Window: title, what its y axis shows (with the unit), columns of log.csv and their names in the legend; what
 # ends in _ stands for each latent.
@@ -43,13 +45,18 @@ CURVES = {
     "mu": ("Posterior mean", "mean of \u03bc (prior: \u03c3 = 1)", {"mu_": "z_"}),
     "var": ("Posterior variance", "mean of \u03c3\u00b2 (prior: 1)", {"var_": "z_"}),
 }
-STYLES = {"reconstruction": ("000000", "solid"), "total": ("000000", "solid"), "mean": ("000000", "dot"),
-          "C": ("c0c0c0", "dash")}         # C lies upon the total where training follows it
+STYLES = {
+    "reconstruction": ("000000", "solid"),
+    "total": ("000000", "solid"),
+    "mean": ("000000", "dot"),
+    "C": ("c0c0c0", "dash"),  # C lies upon the total where training follows it
+}
 PALETTE = ["1f77b4", "ff7f0e", "2ca02c", "d62728", "9467bd", "8c564b", "e377c2", "7f7f7f", "bcbd22", "17becf"]
 DASHES = ["solid", "dash", "dot", "dashdot"]  # of latents 0 to 9, 10 to 19 ..
 
 
 # What the windows show. Each is a dict of arguments for show().
+
 
 def finite(values):
     """Numbers, an array or a tensor, of any type, device and shape, as flat float64; NaN where not finite."""
@@ -71,8 +78,11 @@ def curves(log):
     kld = {name[4:]: np.nan_to_num(values[-1]) for name, values in log.items() if name.startswith("kld_")}
     latents = sorted(sorted(kld, key=kld.get, reverse=True)[:LINES], key=int)
     for win, (title, unit, columns) in CURVES.items():
-        lines = {name + j: log[column + j] for column, name in columns.items()
-                 for j in (latents if column.endswith("_") else [""])}
+        lines = {
+            name + j: log[column + j]
+            for column, name in columns.items()
+            for j in (latents if column.endswith("_") else [""])
+        }
         if np.isnan(lines.get("C", 0)).all():  # objective H has none
             lines.pop("C", None)
         yield dict(win=win, title=title, x=log["iter"], lines=lines, unit=unit)
@@ -89,16 +99,20 @@ def pictures(folder):
 def picture(path, title, width):
     with Image.open(path) as image:
         height = round(width * image.height / image.width)
-    return dict(win=path.stem, title=title, png=path.read_bytes(),
-                size=(width, height + 45))  # the page would cut off the last 45 pixels
+    # The page would cut off the last 45 pixels.
+    return dict(win=path.stem, title=title, png=path.read_bytes(), size=(width, height + 45))
 
 
 def study(folder, name):
     """The windows of a sweep: the picture and the table of all its runs."""
     yield picture(folder / "summary.png", name, 3 * SIZE[0])
     text = html.escape((folder / "summary.md").read_text(encoding="utf-8"))
-    yield dict(win="table", title="Table", size=(3 * SIZE[0], SIZE[1]),
-               html=f"<pre style='color: black; padding: 4px; font-size: 12px'>{text}</pre>")
+    yield dict(
+        win="table",
+        title="Table",
+        size=(3 * SIZE[0], SIZE[1]),
+        html=f"<pre style='color: black; padding: 4px; font-size: 12px'>{text}</pre>",
+    )
 
 
 def newest(folder, name, iteration=math.inf):
@@ -123,14 +137,22 @@ def summary(folder, name, iteration=None, rate=None):
     if scored := newest(folder, "metrics.json", iteration):
         scores = json.loads((scored / "metrics.json").read_text())
         words[f"scores at {int(scored.name):,}"] = ", ".join(
-            f"{key} {value:.3g}" for key, value in scores.items() if isinstance(value, (int, float)))
+            f"{key} {value:.3g}" for key, value in scores.items() if isinstance(value, (int, float))
+        )
     words["device"] = f"{about['device']}, {about['threads']} threads, {about['precision']}"
     words["flags"] = ", ".join(f"{key} {value}" for key, value in about["arguments"].items())
     words["sent"] = time.strftime("%Y-%m-%d %H:%M:%S")
-    rows = "".join(f"<tr><td style='vertical-align: top; white-space: nowrap; padding-right: 8px'><b>{key}</b></td>"
-                   f"<td>{html.escape(value)}</td></tr>" for key, value in words.items())
-    return dict(win="run", title="Run", html="<div style='color: black; padding: 4px; font-size: 12px'>"
-                                             f"<h4>{html.escape(name)}</h4><table>{rows}</table></div>")
+    rows = "".join(
+        f"<tr><td style='vertical-align: top; white-space: nowrap; padding-right: 8px'><b>{key}</b></td>"
+        f"<td>{html.escape(value)}</td></tr>"
+        for key, value in words.items()
+    )
+    return dict(
+        win="run",
+        title="Run",
+        html="<div style='color: black; padding: 4px; font-size: 12px'>"
+        f"<h4>{html.escape(name)}</h4><table>{rows}</table></div>",
+    )
 
 
 def log_of(folder):
@@ -138,6 +160,7 @@ def log_of(folder):
 
 
 # The server.
+
 
 class ServerError(Exception):
     """Why the server did not take what was sent, in words."""
@@ -147,6 +170,7 @@ def connect(server, port, env):
     """A client of visdom each of whose calls either works, in bounded time, or raises."""
     import requests
     import visdom
+
     logging.getLogger("visdom").setLevel(logging.ERROR)  # it tells of each new session
 
     def ask(method, url, **data):
@@ -157,7 +181,9 @@ def connect(server, port, env):
         except requests.RequestException:
             raise ServerError("no visdom server there, `python -m visdom.server` starts one") from None
         if reply.status_code in (400, 401, 403):
-            raise ServerError(f"HTTP {reply.status_code}, are VISDOM_USERNAME and VISDOM_PASSWORD set for its login?")
+            raise ServerError(
+                f"HTTP {reply.status_code}, are VISDOM_USERNAME and VISDOM_PASSWORD set for its login?"
+            )
         if not reply.ok:
             raise ServerError(f"HTTP {reply.status_code}")
         return reply.text
@@ -169,8 +195,15 @@ def connect(server, port, env):
             return ask(self.session.post, url, data=data)
 
     user, password = os.environ.get("VISDOM_USERNAME"), os.environ.get("VISDOM_PASSWORD")
-    return Client(server=server, port=port, env=env, username=user, password=password or "-", raise_exceptions=True,
-                  use_incoming_socket=False)
+    return Client(
+        server=server,
+        port=port,
+        env=env,
+        username=user,
+        password=password or "-",
+        raise_exceptions=True,
+        use_incoming_socket=False,
+    )
 
 
 def environment(name):
@@ -187,22 +220,42 @@ def show(client, win, title=None, size=SIZE, **content):
         answer = client.text(content["html"], win=win, opts=opts)
     elif "png" in content:  # as it is: visdom's own call takes pixels, and codes them anew
         source = "data:image/png;base64," + base64.b64encode(content["png"]).decode()
-        answer = client._send({"win": win, "eid": client.env, "opts": opts, "data": [
-            {"type": "image", "content": {"src": source, "caption": title}}]})
+        answer = client._send(
+            {
+                "win": win,
+                "eid": client.env,
+                "opts": opts,
+                "data": [{"type": "image", "content": {"src": source, "caption": title}}],
+            }
+        )
     else:
         y = np.stack([finite(values) for values in content["lines"].values()], axis=1)  # points, lines
-        answer = client.line(y, finite(content["x"]), win=win, opts={**opts, **line_options(title, **content)})
+        answer = client.line(
+            y, finite(content["x"]), win=win, opts={**opts, **line_options(title, **content)}
+        )
     if win and answer != win:
         raise ServerError("something else than visdom answers")
 
 
 def line_options(title, x, lines, unit):
-    styles = [STYLES.get(name) or (PALETTE[int(name[2:]) % 10], DASHES[int(name[2:]) // 10 % 4]) for name in lines]
-    return dict(legend=list(lines), xlabel="iterations", ylabel=unit, markers=len(x) < 50, markersize=4,
-                linecolor=np.array([list(bytes.fromhex(color)) for color, _ in styles]),
-                dash=np.array([dash for _, dash in styles]),
-                marginleft=60, marginright=10, margintop=35, marginbottom=45,
-                layoutopts={"plotly": {"title": {"text": title, "x": 0.02, "font": {"size": 15}}}})  # beside buttons
+    styles = [
+        STYLES.get(name) or (PALETTE[int(name[2:]) % 10], DASHES[int(name[2:]) // 10 % 4]) for name in lines
+    ]
+    return dict(
+        legend=list(lines),
+        xlabel="iterations",
+        ylabel=unit,
+        markers=len(x) < 50,
+        markersize=4,
+        linecolor=np.array([list(bytes.fromhex(color)) for color, _ in styles]),
+        dash=np.array([dash for _, dash in styles]),
+        marginleft=60,
+        marginright=10,
+        margintop=35,
+        marginbottom=45,
+        # beside buttons
+        layoutopts={"plotly": {"title": {"text": title, "x": 0.02, "font": {"size": 15}}}},
+    )
 
 
 class Dashboard:
@@ -236,7 +289,8 @@ class Dashboard:
             return
         now, jobs = time.monotonic(), {}
         if not self.last:
-            if iteration == 0:  # windows of an older run of this name go; the first call makes what they are in
+            # windows of an older run of this name go; the first call makes what they are in
+            if iteration == 0:
                 jobs["fresh"] = lambda: [summary(self.folder, self.name, 0), dict(win=None)]
             jobs["pictures"] = lambda: pictures(newest(self.folder, "reconstruction.png", iteration))
         elif iteration > self.last[0]:
@@ -249,9 +303,11 @@ class Dashboard:
 
     def jobs(self, folder, iteration=None):
         """Functions that make windows from the run's files, once there is time to send them."""
-        return {"summary": lambda: [summary(self.folder, self.name, iteration, self.rate)],
-                "curves": lambda: curves(log_of(self.folder)),
-                **({"pictures": partial(pictures, folder)} if folder else {})}
+        return {
+            "summary": lambda: [summary(self.folder, self.name, iteration, self.rate)],
+            "curves": lambda: curves(log_of(self.folder)),
+            **({"pictures": partial(pictures, folder)} if folder else {}),
+        }
 
     def work(self):
         """The thread: sends what is pending, and rests."""
@@ -283,7 +339,8 @@ class Dashboard:
             return False
         except Exception as error:  # whatever it is, training goes on
             up, why = False, str(error) or type(error).__name__
-            if self.client:  # it is kept, as each has a thread that never ends (visdom 0.3.0), but not its login
+            # it is kept, as each has a thread that never ends (visdom 0.3.0), but not its login
+            if self.client:
                 self.client._session = None
         before, self.up = self.up, up
         if up and not before:
@@ -295,8 +352,12 @@ class Dashboard:
 
 def main(argv=None):
     """Shows a run again; returns the exit status."""
-    parser = Parser(prog="dashboard.py", description=__doc__.split("\n")[0], allow_abbrev=False,
-                    formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = Parser(
+        prog="dashboard.py",
+        description=__doc__.split("\n")[0],
+        allow_abbrev=False,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
     parser.add_argument("folder", type=Path, help="of the run: outputs/NAME")
     parser.add_argument("--viz_server", default="localhost", help="host of the visdom server")
     parser.add_argument("--viz_port", type=count, default=8097, help="port of the visdom server")

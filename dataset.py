@@ -7,6 +7,7 @@
 
 main.py does the same by itself where the images are in --dset_dir already, as archives or unpacked.
 """
+
 import argparse
 import json
 import sys
@@ -27,23 +28,47 @@ from utils import Parser, UserError, atomic_file, count, exit_status
 
 class ImageSet(NamedTuple):
     """What is particular to a set of images. Paths are relative to --dset_dir, the first that is there is taken."""
+
     title: str
     channels: int
-    crop: int               # side of the centre square kept, pixels; 0: the whole frame
-    distribution: str       # of p(x|z)
-    sources: tuple          # archives first: a folder may have been unpacked by half
-    images: int = 0         # in the official set
-    sizes: str = ""         # of the download and of the prepared set
+    crop: int  # side of the centre square kept, pixels; 0: the whole frame
+    distribution: str  # of p(x|z)
+    sources: tuple  # archives first: a folder may have been unpacked by half
+    images: int = 0  # in the official set
+    sizes: str = ""  # of the download and of the prepared set
 
 
 # Frame and channels of CelebA are those of public code, those of chairs the paper's.
 IMAGE_SETS = {
-    "celeba": ImageSet("CelebA", 3, 0, "gaussian", (
-        "img_align_celeba.zip", "CelebA/img_align_celeba.zip", "CelebA/img_align_celeba", "img_align_celeba"),
-        202_599, "1.44 GB to download, 2.49 GB prepared"),
-    "3dchairs": ImageSet("3D Chairs", 1, 400, "bernoulli", (
-        "rendered_chairs.tar", "3DChairs/rendered_chairs.tar", "3DChairs/images", "rendered_chairs",
-        "3DChairs/rendered_chairs"), 86_366, "a tar to download, 0.35 GB prepared"),
+    "celeba": ImageSet(
+        "CelebA",
+        3,
+        0,
+        "gaussian",
+        (
+            "img_align_celeba.zip",
+            "CelebA/img_align_celeba.zip",
+            "CelebA/img_align_celeba",
+            "img_align_celeba",
+        ),
+        202_599,
+        "1.44 GB to download, 2.49 GB prepared",
+    ),
+    "3dchairs": ImageSet(
+        "3D Chairs",
+        1,
+        400,
+        "bernoulli",
+        (
+            "rendered_chairs.tar",
+            "3DChairs/rendered_chairs.tar",
+            "3DChairs/images",
+            "rendered_chairs",
+            "3DChairs/rendered_chairs",
+        ),
+        86_366,
+        "a tar to download, 0.35 GB prepared",
+    ),
     "folder": ImageSet("folder", 3, 0, "gaussian", (".",)),
 }
 DATASETS = ("dsprites", *IMAGE_SETS)
@@ -77,19 +102,23 @@ def return_data(args, device="cpu"):
 
 # dSprites.
 
+
 class DSprites:
     """dSprites, a bit a pixel: 377 MB, and 32 KB of it are read for a batch of 64.
 
     On the CPU the cache file is memory-mapped; on another device the packed set lives there.
     """
+
     channels = 1
     distribution = "bernoulli"
     identity = "dSprites"
     factor_names = dsprites.FACTOR_NAMES
     factor_sizes = dsprites.FACTOR_SIZES
     # The largest of each shape, upright, in the middle.
-    fixed_images = {shape: int(np.ravel_multi_index((i, 5, 0, 16, 16), dsprites.FACTOR_SIZES))
-                    for i, shape in enumerate(dsprites.SHAPES)}
+    fixed_images = {
+        shape: int(np.ravel_multi_index((i, 5, 0, 16, 16), dsprites.FACTOR_SIZES))
+        for i, shape in enumerate(dsprites.SHAPES)
+    }
 
     def __init__(self, dset_dir, device="cpu"):
         self.packed = torch.from_numpy(load_packed(dset_dir)).to(device)  # N, 64, 8 uint8
@@ -99,8 +128,8 @@ class DSprites:
         return len(self.packed)
 
     def batch(self, indices):
-        rows = self.packed[indices.to(self.packed.device)]   # B, 64, 8 uint8
-        pixels = (rows[..., None] >> self.shifts) & 1        # B, 64, 8, 8
+        rows = self.packed[indices.to(self.packed.device)]  # B, 64, 8 uint8
+        pixels = (rows[..., None] >> self.shifts) & 1  # B, 64, 8, 8
         return pixels.float().view(len(indices), 1, 64, 64)
 
 
@@ -136,7 +165,9 @@ def load_drawn(dset_dir):
 def load_official(dset_dir):
     """The set of the official file; None if there is neither the file nor its cache."""
     path = dset_dir / "dsprites_official_64x64_packed.npy"
-    found = [p for p in (dset_dir / official.NAME, dset_dir / "dsprites-dataset" / official.NAME) if p.exists()]
+    found = [
+        p for p in (dset_dir / official.NAME, dset_dir / "dsprites-dataset" / official.NAME) if p.exists()
+    ]
     try:
         manifest = json.loads(manifest_path(path).read_text())
         unchanged = not found or manifest["stamp"] == found[0].stat().st_size
@@ -180,16 +211,19 @@ def file_crc32(path, start):
 
 # Sets of images.
 
+
 class Images:
     """A prepared set of images, 12 KB each in colour: on the CPU memory-mapped, and read as batches need it.
 
     On another device the set lives there if it leaves half of the memory free, else batches go there.
     """
+
     factor_names = factor_sizes = None
     fixed_images = {}
 
     def __init__(self, path, identity, distribution, device="cpu"):
-        self.images = torch.from_numpy(np.load(path, mmap_mode="c"))  # N, C, 64, 64 uint8; "c" as in map_cache
+        # N, C, 64, 64 uint8; "c" as in map_cache
+        self.images = torch.from_numpy(np.load(path, mmap_mode="c"))
         self.channels, self.identity = self.images.shape[1], identity
         self.distribution, self.device = distribution, torch.device(device)
         if self.device.type == "cuda" and self.images.nbytes < torch.cuda.mem_get_info(self.device)[0] / 2:
@@ -199,7 +233,8 @@ class Images:
         return len(self.images)
 
     def batch(self, indices):
-        rows = self.images.index_select(0, indices.to(self.images.device))  # B, C, 64, 64 uint8; faster than [indices]
+        # B, C, 64, 64 uint8; faster than [indices]
+        rows = self.images.index_select(0, indices.to(self.images.device))
         return rows.to(self.device).float().div_(255)
 
 
@@ -216,16 +251,23 @@ def find_images(name, dset_dir, archive=None, crop=None, channels=None, num_work
             return path, manifest
     else:
         fault = "is not whole, or of another version" if path.exists() else ""
-    places = [archive] if archive else [manifest and manifest["source"],
-                                        *(Path(dset_dir) / each for each in spec.sources)]
+    places = (
+        [archive]
+        if archive
+        else [manifest and manifest["source"], *(Path(dset_dir) / each for each in spec.sources)]
+    )
     places = [place for place in places if place and (archive or Path(place).exists())]
     if not places:
-        raise UserError((f"{path} {fault}, and its images are gone: " if fault else "") + how_to_get(name, dset_dir))
+        raise UserError(
+            (f"{path} {fault}, and its images are gone: " if fault else "") + how_to_get(name, dset_dir)
+        )
     if fault:
         print(f"{path} {fault}: making it again", flush=True)
     source = Source(places[0])
     print(f"preparing {len(source.members):,} images of {source.path} into {path}", flush=True)
-    manifest = make_cache(path, source, spec.crop if crop is None else crop, channels or spec.channels, num_workers)
+    manifest = make_cache(
+        path, source, spec.crop if crop is None else crop, channels or spec.channels, num_workers
+    )
     if manifest["skipped"]:
         print(f"skipped {manifest['skipped']}", flush=True)
     return path, manifest
@@ -233,8 +275,10 @@ def find_images(name, dset_dir, archive=None, crop=None, channels=None, num_work
 
 def identity(manifest):
     crop = f"centre {manifest['crop']} x {manifest['crop']} pixels" if manifest["crop"] else "whole frames"
-    return (f"{manifest['count']:,} images, {'grey' if manifest['channels'] == 1 else 'colour'}, {crop}, "
-            f"list {manifest['checksum'][:8]}")
+    return (
+        f"{manifest['count']:,} images, {'grey' if manifest['channels'] == 1 else 'colour'}, {crop}, "
+        f"list {manifest['checksum'][:8]}"
+    )
 
 
 def describe(manifest):
@@ -246,22 +290,33 @@ def how_to_get(name, dset_dir):
     spec, command = IMAGE_SETS[name], f"    python dataset.py {name} --dset_dir {dset_dir}"
     if name == "folder":
         return f"no folder {dset_dir}"
-    return (f"no {spec.title} in {dset_dir}. To get it ({spec.sizes}):\n{command} --download\n"
-            f"or, from an archive or a folder that you have:\n{command} --archive FILE")
+    return (
+        f"no {spec.title} in {dset_dir}. To get it ({spec.sizes}):\n{command} --download\n"
+        f"or, from an archive or a folder that you have:\n{command} --archive FILE"
+    )
 
 
 # The command line.
 
+
 def make_parser():
-    parser = Parser(prog="dataset.py", description=__doc__.split("\n")[0], allow_abbrev=False,
-                    formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = Parser(
+        prog="dataset.py",
+        description=__doc__.split("\n")[0],
+        allow_abbrev=False,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
     add = parser.add_argument
     add("dataset", type=str.lower, choices=DATASETS, help="data set, in any case")
     add("--dset_dir", default="data", help="folder of the data sets; of the images, for the data set folder")
     add("--archive", help="zip, tar or folder with the images, if it is not where it is looked for")
     add("--download", action="store_true", help="fetch the official file into dset_dir, if it is not there")
-    add("--crop", type=count, help="side in pixels of the centre square that is kept; 0: the whole frame; "
-                                   "CelebA 0 (later papers 148), chairs 400")
+    add(
+        "--crop",
+        type=count,
+        help="side in pixels of the centre square that is kept; 0: the whole frame; "
+        "CelebA 0 (later papers 148), chairs 400",
+    )
     add("--channels", type=int, choices=[1, 3], help="1: grey, 3: colour; chairs 1, others 3")
     add("--num_workers", type=count, default=2, help="processes that decode images; 0: none but this one")
     add("--export", metavar="FILE.npz", help="write the drawn dSprites in the official format")
@@ -299,9 +354,14 @@ def prepare_images(args):
     spec = IMAGE_SETS[args.dataset]
     if args.download:
         download.fetch(args.dataset, args.dset_dir)
-    path, manifest = find_images(args.dataset, args.dset_dir, args.archive,
-                                 spec.crop if args.crop is None else args.crop, args.channels or spec.channels,
-                                 args.num_workers)
+    path, manifest = find_images(
+        args.dataset,
+        args.dset_dir,
+        args.archive,
+        spec.crop if args.crop is None else args.crop,
+        args.channels or spec.channels,
+        args.num_workers,
+    )
     print(f"{path} is ready: {describe(manifest)}")
     if manifest["count"] < spec.images:
         print(f"the official set has {spec.images:,} images")

@@ -1,5 +1,6 @@
 """Fetches the official files of the data sets: into a temporary name, going on where a transfer broke off,
 and under their own name only when size and checksum are right."""
+
 import hashlib
 import http.client
 import os
@@ -11,25 +12,37 @@ from typing import NamedTuple
 
 from utils import UserError, is_web_page, progress
 
-TIMEOUT = 30   # seconds without a byte
-RETRIES = 5    # in a row that bring nothing
+TIMEOUT = 30  # seconds without a byte
+RETRIES = 5  # in a row that bring nothing
 
 
 class Remote(NamedTuple):
     """A file on a server."""
+
     url: str
-    algorithm: str    # of the checksum, a name in hashlib
-    checksum: str     # in hexadecimal
-    size: int = 0     # bytes; 0 if it is not published
+    algorithm: str  # of the checksum, a name in hashlib
+    checksum: str  # in hexadecimal
+    size: int = 0  # bytes; 0 if it is not published
 
 
 FILES = {
-    "dsprites": Remote("https://github.com/google-deepmind/dsprites-dataset/raw/master/"
-                       "dsprites_ndarray_co1sh3sc6or40x32y32_64x64.npz", "md5", "7da33b31b13a06f4b04a70402ce90c2e"),
-    "celeba": Remote("https://s3.amazonaws.com/pytorch-tutorial-assets/img_align_celeba.zip", "sha256",
-                     "46fb89443c578308acf364d7d379fe1b9efb793042c0af734b6112e4fd3a8c74", 1_443_490_838),
-    "3dchairs": Remote("https://www.di.ens.fr/willow/research/seeing3Dchairs/data/rendered_chairs.tar", "md5",
-                       "7941bff4d19665ed2dd8c82e88293e1b"),
+    "dsprites": Remote(
+        "https://github.com/google-deepmind/dsprites-dataset/raw/master/"
+        "dsprites_ndarray_co1sh3sc6or40x32y32_64x64.npz",
+        "md5",
+        "7da33b31b13a06f4b04a70402ce90c2e",
+    ),
+    "celeba": Remote(
+        "https://s3.amazonaws.com/pytorch-tutorial-assets/img_align_celeba.zip",
+        "sha256",
+        "46fb89443c578308acf364d7d379fe1b9efb793042c0af734b6112e4fd3a8c74",
+        1_443_490_838,
+    ),
+    "3dchairs": Remote(
+        "https://www.di.ens.fr/willow/research/seeing3Dchairs/data/rendered_chairs.tar",
+        "md5",
+        "7941bff4d19665ed2dd8c82e88293e1b",
+    ),
 }
 
 
@@ -47,8 +60,10 @@ def fetch(name, folder):
     found = file_checksum(part, remote.algorithm)
     if found != remote.checksum:
         part.unlink()
-        raise UserError(f"{remote.url} is not the official file: {remote.algorithm} {found}, "
-                        f"not {remote.checksum}; removed")
+        raise UserError(
+            f"{remote.url} is not the official file: {remote.algorithm} {found}, "
+            f"not {remote.checksum}; removed"
+        )
     os.replace(part, path)
     return path
 
@@ -72,8 +87,10 @@ def transfer(remote, part):
         failures = 0 if after > before else failures + 1
     host = urllib.parse.urlsplit(remote.url).netloc
     reason = getattr(problem, "reason", None) or problem
-    raise UserError(f"{host} cannot be reached, or breaks off ({reason}), after {after:,} bytes; "
-                    "the same command goes on from there")
+    raise UserError(
+        f"{host} cannot be reached, or breaks off ({reason}), after {after:,} bytes; "
+        "the same command goes on from there"
+    )
 
 
 def transfer_once(remote, part, start):
@@ -105,8 +122,10 @@ def transfer_once(remote, part, start):
 def check_answer(remote, answer, first, start, total):
     """UserError if what comes is not the file, by its first bytes and its length."""
     if start == 0 and (is_web_page(first) or answer.headers.get_content_type() == "text/html"):
-        raise UserError(f"{remote.url} answers with a web page instead of the file, as when a quota is used up: "
-                        "try later, or get it elsewhere and give it with --archive")
+        raise UserError(
+            f"{remote.url} answers with a web page instead of the file, as when a quota is used up: "
+            "try later, or get it elsewhere and give it with --archive"
+        )
     if remote.size and total != remote.size:
         raise UserError(f"{remote.url} has {total:,} bytes, the official file {remote.size:,}")
 

@@ -7,16 +7,17 @@ official animation come out exactly.
 
     python -c "import dsprites; print(dsprites.render().shape)"
 """
+
 import numpy as np
 
 FACTOR_NAMES = ("shape", "scale", "orientation", "posX", "posY")
 FACTOR_SIZES = (3, 6, 40, 32, 32)
 SHAPES = ("square", "ellipse", "heart")
 COUNT = int(np.prod(FACTOR_SIZES))  # 737,280
-CRC32 = 0xf6f30369           # of the bytes of render()
+CRC32 = 0xF6F30369  # of the bytes of render()
 
-UNIT = 0.15 * 64    # half a side of the largest square, in pixels
-SUBPIXEL = 256      # vertices lie on a grid of 1/256 pixel, as in a GPU's rasteriser
+UNIT = 0.15 * 64  # half a side of the largest square, in pixels
+SUBPIXEL = 256  # vertices lie on a grid of 1/256 pixel, as in a GPU's rasteriser
 
 
 def outline(shape):
@@ -44,17 +45,17 @@ def fill(x, y):
     x_next, y_next = np.roll(x, -1, axis=0), np.roll(y, -1, axis=0)
     # Rows of pixels whose centres, at 256 row + 128, satisfy low < centre <= high.
     first, last = (np.minimum(y, y_next) + 128) // SUBPIXEL, (np.maximum(y, y_next) + 128) // SUBPIXEL
-    crossings = last - first                                           # (V, 32) rows crossed
+    crossings = last - first  # (V, 32) rows crossed
     edge, pos_y = np.repeat(np.indices(y.shape).reshape(2, -1), crossings.ravel(), axis=1)
-    start = np.cumsum(crossings) - crossings.ravel()                   # of each edge's rows
+    start = np.cumsum(crossings) - crossings.ravel()  # of each edge's rows
     row = np.arange(len(edge)) - np.repeat(start - first.ravel(), crossings.ravel())
 
     # Where edge meets centre line, exactly: x + dx (centre - y) / dy. First pixel at or right of it.
-    rise = (y_next - y)[edge, pos_y]                                   # (R,)
+    rise = (y_next - y)[edge, pos_y]  # (R,)
     along = SUBPIXEL * row + 128 - y[edge, pos_y]
     numerator = (x[edge] - 128) * rise[:, None] + (x_next - x)[edge] * along[:, None]  # (R, 32 posX)
     first_lit = -(-numerator // (SUBPIXEL * rise[:, None]))
-    flips = RIGHT_OF[first_lit]                                        # (R, 32) uint64
+    flips = RIGHT_OF[first_lit]  # (R, 32) uint64
 
     cell = pos_y * 64 + row
     order = np.argsort(cell, kind="stable")
@@ -73,12 +74,12 @@ def render():
     Returns uint8 (737280, 64, 8): image, row, eight pixels a byte, most significant bit left.
     """
     packed = np.empty(FACTOR_SIZES[:3] + (32, 32, 64), dtype=">u8")
-    offset = 16 + 32 * np.linspace(0, 1, 32)                           # pixels, posX and posY alike
+    offset = 16 + 32 * np.linspace(0, 1, 32)  # pixels, posX and posY alike
     for i, shape in enumerate(SHAPES):
         for j, scale in enumerate(np.linspace(0.5, 1, 6)):
             for k, angle in enumerate(np.linspace(0, 2 * np.pi, 40)):
                 cos, sin = np.cos(angle), np.sin(angle)
-                x, y = scale * outline(shape).T                        # (V,) each
+                x, y = scale * outline(shape).T  # (V,) each
                 vertices = np.stack([x * cos + y * sin, y * cos - x * sin])[..., None] + offset
                 packed[i, j, k] = fill(*np.rint(vertices * SUBPIXEL).astype(np.int64))
     return packed.reshape(COUNT, 64).view(np.uint8).reshape(COUNT, 64, 8)

@@ -1,11 +1,13 @@
 """What the flags of a run may be, and which of them make it what it is: for the command line and for checkpoints."""
+
 import argparse
 import math
 
 from dataset import DATASETS, MOST_WORKERS, default_distribution
 from model import MODELS
 
-WHOLE = ["max_iter", "batch_size", "z_dim", "C_stop_iter", "gather_step", "display_step", "save_step"]  # from 1 on
+# from 1 on
+WHOLE = ["max_iter", "batch_size", "z_dim", "C_stop_iter", "gather_step", "display_step", "save_step"]
 RULES = (  # for numbers among the flags: which, what must hold, and that in words
     (WHOLE, lambda v: v >= 1, "at least 1"),
     (["seed", "threads", "num_workers"], lambda v: v >= 0, "at least 0"),
@@ -32,8 +34,10 @@ def broken_rule(flags, rules=RULES):
 
 CHOICES = {"objective": ["H", "B"], "optimizer": ["adam", "adagrad"], "dist": ["bernoulli", "gaussian"]}
 SETTINGS = {  # flags that count with one optimiser, or one objective, only
-    "adam": ["beta1", "beta2"], "adagrad": [],
-    "H": ["beta"], "B": ["gamma", "C_start", "C_max", "C_stop_iter", "delta"],
+    "adam": ["beta1", "beta2"],
+    "adagrad": [],
+    "H": ["beta"],
+    "B": ["gamma", "C_start", "C_max", "C_stop_iter", "delta"],
 }
 
 
@@ -41,12 +45,17 @@ def defining_flags(args):
     """The flags that make a run what it is, as a dict: with others, it is another run."""
     names = ["dataset", "dist", "model", "objective", "z_dim", "optimizer", "lr", "batch_size", "seed"]
     names += SETTINGS[args.optimizer] + SETTINGS[args.objective]
-    return {**{name: getattr(args, name) for name in names}, "dist": args.dist or default_distribution(args.dataset)}
+    return {
+        **{name: getattr(args, name) for name in names},
+        "dist": args.dist or default_distribution(args.dataset),
+    }
 
 
 def saved_flags(arguments):
     """The flags in a checkpoint, a dict, as a namespace; those that came later have the values it was made with."""
-    return argparse.Namespace(**{"optimizer": "adam", "dist": None, "C_start": 0.0, "delta": 0.0, **arguments})
+    return argparse.Namespace(
+        **{"optimizer": "adam", "dist": None, "C_start": 0.0, "delta": 0.0, **arguments}
+    )
 
 
 def fault_of_flags(saved):
@@ -61,7 +70,8 @@ def fault_of_flags(saved):
         return str(error)
     for name, value in flags.items():
         if name not in choices and not (
-                type(value) is int or type(value) is float and name not in (*WHOLE, "seed")):
+            type(value) is int or type(value) is float and name not in (*WHOLE, "seed")
+        ):
             return f"its {name} is {value!r}"
     if broken := broken_rule(flags):
         return f"its {broken[0]} is {flags[broken[0]]!r}"

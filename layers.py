@@ -1,4 +1,5 @@
 """A transposed convolution that computes what nn.ConvTranspose2d does, in less time on the CPU."""
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -15,8 +16,12 @@ class ConvTranspose2d(nn.ConvTranspose2d):
     def forward(self, x):
         if x.device.type != "cpu":
             return super().forward(x)
-        if self.out_channels < 4 and (self.kernel_size, self.stride, self.padding) == ((4, 4), (2, 2), (1, 1)):
-            y = ToFewChannels.apply(x, self.weight)                                  # B, C_out, 2 H, 2 W
+        if self.out_channels < 4 and (self.kernel_size, self.stride, self.padding) == (
+            (4, 4),
+            (2, 2),
+            (1, 1),
+        ):
+            y = ToFewChannels.apply(x, self.weight)  # B, C_out, 2 H, 2 W
         else:
             y = F.conv_transpose2d(x, self.weight, None, self.stride, self.padding)  # B, C_out, 2 H, 2 W
         return y.add_(self.bias.to(y.dtype)[:, None, None])
@@ -35,14 +40,16 @@ class ToFewChannels(torch.autograd.Function):
     def forward(ctx, x, weight):
         """x (B, C_in, H, W), weight (C_in, C_out, 4, 4) -> (B, C_out, 2 H, 2 W)."""
         C_in, C_out = weight.shape[:2]
-        parts = weight.unflatten(3, (2, 2)).unflatten(2, (2, 2)).flip(2, 4)  # C_in, C_out, h, even/odd row, w, column
+        # C_in, C_out, h, even/odd row, w, column
+        parts = weight.unflatten(3, (2, 2)).unflatten(2, (2, 2)).flip(2, 4)
         kernel = parts.permute(1, 3, 5, 0, 2, 4).reshape(4 * C_out, C_in, 2, 2)
-        y = F.pixel_shuffle(F.conv2d(x, kernel, padding=1), 2)               # B, C_out, 2 H + 2, 2 W + 2
-        ctx.save_for_backward(x.to(y.dtype), weight.to(y.dtype))             # bfloat16 under autocast
+        y = F.pixel_shuffle(F.conv2d(x, kernel, padding=1), 2)  # B, C_out, 2 H + 2, 2 W + 2
+        ctx.save_for_backward(x.to(y.dtype), weight.to(y.dtype))  # bfloat16 under autocast
         return y[..., 1:-1, 1:-1].contiguous(memory_format=torch.channels_last)
 
     @staticmethod
     def backward(ctx, grad):
         x, weight = ctx.saved_tensors
-        return torch.ops.aten.convolution_backward(grad, x, weight, None, [2, 2], [1, 1], [1, 1], True, [0, 0], 1,
-                                                   [True, True, False])[:2]
+        return torch.ops.aten.convolution_backward(
+            grad, x, weight, None, [2, 2], [1, 1], [1, 1], True, [0, 0], 1, [True, True, False]
+        )[:2]

@@ -1,9 +1,11 @@
 """Trains a beta-VAE, or draws the pictures of a trained one, and scores it.
 
+Commands:
     python main.py --dataset dsprites --objective B --model B --viz_name my_run
     python main.py --train False --viz_name my_run
     python main.py --train False --metrics full --viz_name my_run
 """
+
 import argparse
 import contextlib
 import os
@@ -19,9 +21,14 @@ from utils import Parser, boolean, count, exit_status
 
 
 def make_parser():
-    parser = Parser(prog="main.py", description=__doc__.split("\n")[0], allow_abbrev=False,
-                    formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = Parser(
+        prog="main.py",
+        description=__doc__.split("\n")[0],
+        allow_abbrev=False,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
     add = parser.add_argument
+    # fmt: off
     add("--train", type=boolean, default=True, help="train; False: load the checkpoint and write its pictures")
     add("--seed", type=count, default=1, help="of initialisation, data order, noise and the choice of pictures")
     add("--cuda", type=boolean, default=True, help="use a CUDA device when there is one")
@@ -78,6 +85,7 @@ def make_parser():
         help="checkpoint to load: a name in the run's folder or a path; none: start afresh")
     add("--overwrite", type=boolean, default=False,
         help="let a run that starts afresh, or from another checkpoint than last, replace the one of its name")
+    # fmt: on
     return parser
 
 
@@ -97,10 +105,17 @@ def parse(argv=None, parser=None):
     args = parser.parse_args(argv)
     rules = (
         *RULES,
-        (["viz_name"], lambda v: v.strip() and not Path(v).is_absolute() and ".." not in Path(v).parts
-         and Path(v).parts, "a name for a folder inside output_dir"),
+        (
+            ["viz_name"],
+            lambda v: v.strip() and not Path(v).is_absolute() and ".." not in Path(v).parts and Path(v).parts,
+            "a name for a folder inside output_dir",
+        ),
         (["dset_dir", "output_dir", "ckpt_dir", "ckpt_name", "viz_server"], lambda v: v, "given"),
-        (["dset_dir", "output_dir", "ckpt_dir", "ckpt_name", "viz_name"], is_path, "a name that files can have"),
+        (
+            ["dset_dir", "output_dir", "ckpt_dir", "ckpt_name", "viz_name"],
+            is_path,
+            "a name that files can have",
+        ),
     )
     if broken := broken_rule(vars(args), rules):
         parser.error(f"--{broken[0]} must be {broken[1]}, not {getattr(args, broken[0])!r}")

@@ -17,6 +17,7 @@ orientation are one picture (0 and 360 degrees); they count as two values here, 
 
 scikit-learn is imported where it is needed: it would add a second to the start of every training.
 """
+
 import math
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -38,6 +39,7 @@ BOOSTING = dict(n_estimators=100, learning_rate=0.1, max_depth=3, subsample=1.0)
 
 # Codes and factors.
 
+
 def subgrid(sizes, level="full"):
     """A grid of factors, or a coarser one with every n-th value of its large factors.
 
@@ -45,7 +47,11 @@ def subgrid(sizes, level="full"):
     or more (dSprites: 92,160 images); "glance", at most 5 values of each (dSprites: 1,125).
     Returns indices into the full grid, (N,), and factors, (N, K), counted from 0 on: a full grid themselves.
     """
-    step = {"full": lambda size: 1, "fast": lambda size: 1 + (size >= 20), "glance": lambda size: math.ceil(size / 5)}
+    step = {
+        "full": lambda size: 1,
+        "fast": lambda size: 1 + (size >= 20),
+        "glance": lambda size: math.ceil(size / 5),
+    }
     values = [np.arange(0, size, step[level](size)) for size in sizes]
     indices = np.arange(math.prod(sizes)).reshape(sizes)[np.ix_(*values)].ravel()
     factors = np.indices([len(v) for v in values]).reshape(len(sizes), -1).T
@@ -60,9 +66,11 @@ def encode_all(model, data, indices=None, batch_size=1024):
     Returns mu and logvar, float32 (N, z) each, on the CPU: 59 MB for both on dSprites.
     """
     indices = torch.arange(len(data)) if indices is None else torch.as_tensor(indices)
-    parts = [torch.stack(model.encode(data.batch(part)))                              # 2, B, z
-             for part in progress(indices.split(batch_size), desc="encoding", unit="batch")]
-    mu, logvar = torch.cat(parts, dim=1).float().cpu()                                # N, z
+    parts = [
+        torch.stack(model.encode(data.batch(part)))  # 2, B, z
+        for part in progress(indices.split(batch_size), desc="encoding", unit="batch")
+    ]
+    mu, logvar = torch.cat(parts, dim=1).float().cpu()  # N, z
     return mu, logvar
 
 
@@ -70,8 +78,9 @@ def checked(codes, factors):
     """Codes as float64 and factors as arrays; ValueError, in one sentence, if they cannot be scored."""
     codes, factors = np.asarray(codes, dtype=np.float64), np.asarray(factors)
     if codes.ndim != 2 or factors.ndim != 2 or len(codes) != len(factors):
-        raise ValueError("codes (N, z) and factors (N, K) need N rows both, "
-                         f"not shapes {codes.shape} and {factors.shape}")
+        raise ValueError(
+            f"codes (N, z) and factors (N, K) need N rows both, not shapes {codes.shape} and {factors.shape}"
+        )
     if codes.shape[1] < 2 or factors.shape[1] < 2:
         raise ValueError("a score needs at least 2 latents and 2 factors")
     if not np.isfinite(codes).all():
@@ -89,7 +98,7 @@ def split(codes, factors, train, test, seed):
     disentanglement_lib draws with repetition: the same where there are far more rows than drawn. With
     fewer rows than train + test all are taken, in that proportion.
     """
-    rows = np.random.default_rng(seed).permutation(len(codes))[:train + test]
+    rows = np.random.default_rng(seed).permutation(len(codes))[: train + test]
     cut = len(rows) * train // (train + test)
     return codes[rows[:cut]], factors[rows[:cut]], codes[rows[cut:]], factors[rows[cut:]]
 
@@ -98,9 +107,14 @@ def grid_sizes(factors):
     """Sizes (K,) of the full grid that factors (N, K) run through, the last one fastest."""
     values, places = zip(*(np.unique(column, return_inverse=True) for column in factors.T))
     sizes = [len(v) for v in values]
-    if math.prod(sizes) != len(factors) or (np.ravel_multi_index(places, sizes) != np.arange(len(factors))).any():
-        raise ValueError("rows must be a full grid of factors, every combination once, the last factor fastest: "
-                         "partners that share a factor's value are looked up in it")
+    if (
+        math.prod(sizes) != len(factors)
+        or (np.ravel_multi_index(places, sizes) != np.arange(len(factors))).any()
+    ):
+        raise ValueError(
+            "rows must be a full grid of factors, every combination once, the last factor fastest: "
+            "partners that share a factor's value are looked up in it"
+        )
     return np.array(sizes)
 
 
@@ -110,11 +124,12 @@ def share_factor(rows, like, k, sizes):
     rows, like: whole numbers from 0 to N - 1; k: factors, likewise; all broadcast to one shape.
     """
     size = sizes[k]
-    stride = (np.cumprod(sizes[::-1])[::-1] // sizes)[k]          # rows from one value to the next
+    stride = (np.cumprod(sizes[::-1])[::-1] // sizes)[k]  # rows from one value to the next
     return rows + (like // stride % size - rows // stride % size) * stride
 
 
 # Metrics that a classifier gives.
+
 
 def higgins(codes, factors, seed=0, exclude=(), train=10_000, test=5_000, batch=64):
     """Higgins et al. (2017), Sec. 3: can a linear classifier tell which factor was kept fixed?
@@ -129,6 +144,7 @@ def higgins(codes, factors, seed=0, exclude=(), train=10_000, test=5_000, batch=
     latents score high as long as each factor leaves a trace of its own.
     """
     from sklearn.linear_model import LogisticRegression
+
     codes, factors = checked(codes, factors)
     sizes = grid_sizes(factors)
     rng = np.random.default_rng(seed)
@@ -154,7 +170,7 @@ def factor_vae(codes, factors, seed=0, train=10_000, test=5_000, batch=64, varia
     sizes = grid_sizes(factors)
     rng = np.random.default_rng(seed)
     sample = rng.permutation(len(codes))[:variance_points]
-    variance = codes[sample].var(axis=0, ddof=1)                                       # z
+    variance = codes[sample].var(axis=0, ddof=1)  # z
     active = np.flatnonzero(variance >= dead**2)
     if not len(active):
         return 0.0
@@ -164,7 +180,7 @@ def factor_vae(codes, factors, seed=0, train=10_000, test=5_000, batch=64, varia
     rows = rng.integers(len(codes), size=(train + test, batch))
     rows = share_factor(rows, rows[:, :1], k[:, None], sizes)
     vote = np.array([np.argmin(codes[i].var(axis=0, ddof=1) / variance) for i in rows])
-    votes = np.zeros((len(sizes), len(active)))                                        # K, active z
+    votes = np.zeros((len(sizes), len(active)))  # K, active z
     np.add.at(votes, (k[:train], vote[:train]), 1)
     stands_for = votes.argmax(axis=0)
     return float((stands_for[vote[train:]] == k[train:]).mean())
@@ -181,8 +197,9 @@ def sap(codes, factors, seed=0, train=10_000, test=5_000):
     Compare with that, not with 1. A duplicated latent takes its factor's share away.
     """
     from sklearn.svm import LinearSVC
+
     x, y, x_test, y_test = split(*checked(codes, factors), train, test, seed)
-    accuracy = np.empty((x.shape[1], y.shape[1]))                                      # z, K
+    accuracy = np.empty((x.shape[1], y.shape[1]))  # z, K
     for j, k in progress(list(np.ndindex(accuracy.shape)), desc="SAP", unit="fit"):
         classifier = LinearSVC(**SVM, random_state=seed).fit(x[:, [j]], y[:, k])
         accuracy[j, k] = classifier.score(x_test[:, [j]], y_test[:, k])
@@ -201,27 +218,34 @@ def dci(codes, factors, seed=0, train=10_000, test=5_000, jobs=None):
     Returns {"disentanglement", "completeness", "informativeness"}; perfect codes get 1 each.
     """
     from sklearn.ensemble import GradientBoostingClassifier
+
     x, y, x_test, y_test = split(*checked(codes, factors), train, test, seed)
     classes = [len(np.unique(column)) for column in y.T]
     total = BOOSTING["n_estimators"] * sum(classes)
     stop = threading.Event()
 
     with progress(total=total, desc="DCI", unit="tree") as bar, ThreadPoolExecutor(jobs) as pool:
+
         def fit(k):
             def monitor(*_):  # after each round, a tree a class; returning True ends the fit
                 bar.update(classes[k])
                 return stop.is_set()
+
             classifier = GradientBoostingClassifier(**BOOSTING, random_state=seed)
             classifier.fit(x, y[:, k], monitor=monitor)
             return classifier.feature_importances_, classifier.score(x_test, y_test[:, k])
+
         try:
             longest_first = sorted(range(len(classes)), key=lambda k: -classes[k])
             importance, accuracy = zip(*pool.map(fit, longest_first))  # the scores do not depend on the order
         finally:
             stop.set()  # or Ctrl-C would wait for threads that go on for minutes
     disentanglement, completeness = importance_scores(np.array(importance).T)
-    return {"disentanglement": disentanglement, "completeness": completeness,
-            "informativeness": float(np.mean(accuracy))}
+    return {
+        "disentanglement": disentanglement,
+        "completeness": completeness,
+        "informativeness": float(np.mean(accuracy)),
+    }
 
 
 def importance_scores(R):
@@ -231,6 +255,7 @@ def importance_scores(R):
     factor alone. Completeness of a factor: 1 - entropy of its column, in units of log z: 1 if one latent alone tells of it.
     Both are averaged with the row's, or column's, share of all importance as weight.
     """
+
     def concentration(R):  # of each row
         p = (R + 1e-11) / (R + 1e-11).sum(axis=1, keepdims=True)
         return 1 + (p * np.log(p)).sum(axis=1) / np.log(R.shape[1])
@@ -241,6 +266,7 @@ def importance_scores(R):
 
 
 # Metrics that mutual information gives.
+
 
 def mutual_information(codes, factors, bins=20):
     """I(z_j; v_k) of each latent and factor in nats, (z, K), from counts.
@@ -299,6 +325,7 @@ def modularity(codes, factors, seed=0, points=10_000, bins=20):
 
 # Metrics that need no factors.
 
+
 def mean_kl(mu, logvar):
     """KL(q(z_j|x) || N(0, 1)) of each latent in nats, (z,), averaged over the images (N, z)."""
     mu, logvar = np.asarray(mu, dtype=np.float64), np.asarray(logvar, dtype=np.float64)
@@ -327,20 +354,27 @@ def total_correlation(codes):
 
 # All of them.
 
-SETTINGS = {"full": {
-    "higgins_paper": dict(exclude=(0,), train=10_000, test=5_000, batch=64),
-    "higgins": dict(exclude=(), train=10_000, test=5_000, batch=64),
-    "factor_vae": dict(train=10_000, test=5_000, batch=64, variance_points=10_000, dead=0.05),
-    "mig": dict(points=10_000, bins=20),
-    "dci": dict(train=10_000, test=5_000),
-    "sap": dict(train=10_000, test=5_000),
-    "modularity": dict(points=10_000, bins=20),
-}}
+SETTINGS = {
+    "full": {
+        "higgins_paper": dict(exclude=(0,), train=10_000, test=5_000, batch=64),
+        "higgins": dict(exclude=(), train=10_000, test=5_000, batch=64),
+        "factor_vae": dict(train=10_000, test=5_000, batch=64, variance_points=10_000, dead=0.05),
+        "mig": dict(points=10_000, bins=20),
+        "dci": dict(train=10_000, test=5_000),
+        "sap": dict(train=10_000, test=5_000),
+        "modularity": dict(points=10_000, bins=20),
+    }
+}
 # Fewer points for classifiers; mutual information keeps its own, because its bias depends on them. On the
 # coarser grid, MIG of the same model is higher: 20 bins suffice for its 16 positions and 20 orientations.
-SETTINGS["fast"] = {**SETTINGS["full"], "dci": None,
-                    **{name: {**SETTINGS["full"][name], "train": 5_000, "test": 2_500}
-                       for name in ("higgins_paper", "higgins", "factor_vae", "sap")}}
+SETTINGS["fast"] = {
+    **SETTINGS["full"],
+    "dci": None,
+    **{
+        name: {**SETTINGS["full"][name], "train": 5_000, "test": 2_500}
+        for name in ("higgins_paper", "higgins", "factor_vae", "sap")
+    },
+}
 
 
 def score(mu, logvar, factors, level="full", seed=0):
@@ -350,8 +384,15 @@ def score(mu, logvar, factors, level="full", seed=0):
     "fast", which leaves out DCI (None), or "full".
     """
     settings = SETTINGS[level]
-    functions = {"higgins_paper": higgins, "higgins": higgins, "factor_vae": factor_vae, "mig": mig,
-                 "dci": partial(dci, jobs=torch.get_num_threads()), "sap": sap, "modularity": modularity}
+    functions = {
+        "higgins_paper": higgins,
+        "higgins": higgins,
+        "factor_vae": factor_vae,
+        "mig": mig,
+        "dci": partial(dci, jobs=torch.get_num_threads()),
+        "sap": sap,
+        "modularity": modularity,
+    }
     scores = {}
     for name, function in (bar := progress(functions.items(), desc="metrics", unit="metric")):
         bar.set_postfix_str(name, refresh=False)
@@ -361,11 +402,22 @@ def score(mu, logvar, factors, level="full", seed=0):
             scores |= {f"dci_{part}": value[part] for part in value}
         else:
             scores[name] = value
-    return {**scores, "active_latents": active_latents(mu, logvar), "total_correlation": total_correlation(mu),
-            "settings": {"level": level, "seed": seed, "images": len(mu),
-                         "factor_sizes": grid_sizes(np.asarray(factors)).tolist(), **settings,
-                         "active_latents": dict(threshold=ACTIVE), "logistic_regression": LOGISTIC,
-                         "linear_svm": SVM, "boosted_trees": BOOSTING}}
+    return {
+        **scores,
+        "active_latents": active_latents(mu, logvar),
+        "total_correlation": total_correlation(mu),
+        "settings": {
+            "level": level,
+            "seed": seed,
+            "images": len(mu),
+            "factor_sizes": grid_sizes(np.asarray(factors)).tolist(),
+            **settings,
+            "active_latents": dict(threshold=ACTIVE),
+            "logistic_regression": LOGISTIC,
+            "linear_svm": SVM,
+            "boosted_trees": BOOSTING,
+        },
+    }
 
 
 def table(scores):
@@ -373,6 +425,8 @@ def table(scores):
     lines = []
     for name, value in scores.items():
         if name != "settings":
-            text = "not computed" if value is None else str(value) if isinstance(value, int) else f"{value:.3f}"
+            text = (
+                "not computed" if value is None else str(value) if isinstance(value, int) else f"{value:.3f}"
+            )
             lines.append(f"{name:22}{text}{' nats' if name == 'total_correlation' else ''}")
     return "\n".join(lines)

@@ -4,6 +4,7 @@ Each is an encoder x -> (mu, logvar) of a diagonal Gaussian q(z|x) and a decoder
 p(x|z). The stacks are plain nn.Sequential; their numbering is that of the public checkpoints.
 ConvTranspose2d is torch's, made faster on the CPU (layers.py).
 """
+
 import math
 
 import torch
@@ -67,6 +68,7 @@ class BetaVAE_H(BetaVAE):
 
     def __init__(self, z_dim=10, nc=3):
         super().__init__()
+        # fmt: off
         self.encoder = nn.Sequential(                               # B, nc, 64, 64
             nn.Conv2d(nc, 32, 4, 2, 1), nn.ReLU(True),              # B,  32, 32, 32
             nn.Conv2d(32, 32, 4, 2, 1), nn.ReLU(True),              # B,  32, 16, 16
@@ -85,6 +87,7 @@ class BetaVAE_H(BetaVAE):
             ConvTranspose2d(32, 32, 4, 2, 1), nn.ReLU(True),        # B,  32, 32, 32
             ConvTranspose2d(32, nc, 4, 2, 1),                       # B, nc, 64, 64
         )
+        # fmt: on
         self.apply(kaiming_init)
 
 
@@ -93,6 +96,7 @@ class BetaVAE_B(BetaVAE):
 
     def __init__(self, z_dim=10, nc=1):
         super().__init__()
+        # fmt: off
         self.encoder = nn.Sequential(                               # B, nc, 64, 64
             nn.Conv2d(nc, 32, 4, 2, 1), nn.ReLU(True),              # B, 32, 32, 32
             nn.Conv2d(32, 32, 4, 2, 1), nn.ReLU(True),              # B, 32, 16, 16
@@ -113,6 +117,7 @@ class BetaVAE_B(BetaVAE):
             ConvTranspose2d(32, 32, 4, 2, 1), nn.ReLU(True),        # B, 32, 32, 32
             ConvTranspose2d(32, nc, 4, 2, 1),                       # B, nc, 64, 64
         )
+        # fmt: on
         self.apply(kaiming_init)
 
 
@@ -121,6 +126,7 @@ class BetaVAE_FC(BetaVAE):
 
     def __init__(self, z_dim=10, nc=1):
         super().__init__()
+        # fmt: off
         self.encoder = nn.Sequential(                               # B, nc, 64, 64
             nn.Flatten(),                                           # B, nc 4096
             nn.Linear(nc * 4096, 1200), nn.ReLU(True),              # B, 1200
@@ -134,6 +140,7 @@ class BetaVAE_FC(BetaVAE):
             nn.Linear(1200, nc * 4096),                             # B, nc 4096
             nn.Unflatten(1, (nc, 64, 64)),                          # B, nc, 64, 64
         )
+        # fmt: on
         self.apply(kaiming_init)
 
 

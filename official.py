@@ -2,6 +2,7 @@
 
 Its arrays are streamed, the 3 GB of images are never in memory at once; its pickled metadata is never read.
 """
+
 import zipfile
 import zlib
 from pathlib import Path
@@ -14,8 +15,11 @@ from utils import UserError, atomic_file
 
 NAME = "dsprites_ndarray_co1sh3sc6or40x32y32_64x64.npz"
 NAMES, SIZES = ("color", *FACTOR_NAMES), (1, *FACTOR_SIZES)
-ARRAYS = {"imgs": ((COUNT, 64, 64), np.dtype(np.uint8)), "latents_classes": ((COUNT, 6), np.dtype(np.int64)),
-          "latents_values": ((COUNT, 6), np.dtype(np.float64))}
+ARRAYS = {
+    "imgs": ((COUNT, 64, 64), np.dtype(np.uint8)),
+    "latents_classes": ((COUNT, 6), np.dtype(np.int64)),
+    "latents_values": ((COUNT, 6), np.dtype(np.float64)),
+}
 CHUNK = 4096  # images, 16 MB
 
 
@@ -34,8 +38,16 @@ def pack(path, file):
             crc32 = pack_images(archive, file)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    except (OSError, zipfile.BadZipFile, zlib.error, ValueError, KeyError, EOFError, RuntimeError,
-            NotImplementedError) as error:
+    except (
+        OSError,
+        zipfile.BadZipFile,
+        zlib.error,
+        ValueError,
+        KeyError,
+        EOFError,
+        RuntimeError,
+        NotImplementedError,
+    ) as error:
         if isinstance(error, OSError) and error.errno:
             raise
         raise UserError(f"{path} cannot be read: {str(error) or type(error).__name__}") from None
@@ -48,12 +60,14 @@ def describe(manifest):
 
 
 def pack_images(archive, file):
-    np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": (COUNT, 64, 8)})
+    np.lib.format.write_array_header_1_0(
+        file, {"descr": "|u1", "fortran_order": False, "shape": (COUNT, 64, 8)}
+    )
     crc32 = 0
     for images in chunks(archive, "imgs"):
         if images.max() > 1:
             raise UserError("imgs holds other values than 0 and 1")
-        packed = np.packbits(images, axis=-1)     # CHUNK, 64, 8
+        packed = np.packbits(images, axis=-1)  # CHUNK, 64, 8
         crc32 = zlib.crc32(packed, crc32)
         file.write(packed)
     return crc32
@@ -93,21 +107,36 @@ def chunks(archive, key):
 
 def export(packed, path):
     """Writes packed, uint8 (737280, 64, 8), in the official format: its keys, shapes and types."""
-    possible = [np.ones(1), np.arange(1.0, 4), np.linspace(0.5, 1, 6), np.linspace(0, 2 * np.pi, 40),
-                np.linspace(0, 1, 32), np.linspace(0, 1, 32)]
-    classes = np.stack(np.unravel_index(np.arange(COUNT), SIZES), axis=1)   # N, 6 int64
+    possible = [
+        np.ones(1),
+        np.arange(1.0, 4),
+        np.linspace(0.5, 1, 6),
+        np.linspace(0, 2 * np.pi, 40),
+        np.linspace(0, 1, 32),
+        np.linspace(0, 1, 32),
+    ]
+    classes = np.stack(np.unravel_index(np.arange(COUNT), SIZES), axis=1)  # N, 6 int64
     values = np.stack([each[classes[:, k]] for k, each in enumerate(possible)], axis=1)
-    metadata = {"title": "dSprites, redrawn: not the official file", "version": 1, "latents_names": NAMES,
-                "description": "drawn anew from the geometry of dSprites (Matthey et al., 2017); a handful of images "
-                               "may differ from the official ones by a pixel",
-                "latents_sizes": np.array(SIZES), "latents_possible_values": dict(zip(NAMES, possible))}
+    metadata = {
+        "title": "dSprites, redrawn: not the official file",
+        "version": 1,
+        "latents_names": NAMES,
+        "description": "drawn anew from the geometry of dSprites (Matthey et al., 2017); a handful of images "
+        "may differ from the official ones by a pixel",
+        "latents_sizes": np.array(SIZES),
+        "latents_possible_values": dict(zip(NAMES, possible)),
+    }
     with atomic_file(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
         with archive.open("imgs.npy", "w", force_zip64=True) as member:
             np.lib.format.write_array_header_1_0(
-                member, {"descr": "|u1", "fortran_order": False, "shape": (COUNT, 64, 64)})
+                member, {"descr": "|u1", "fortran_order": False, "shape": (COUNT, 64, 64)}
+            )
             for start in range(0, COUNT, CHUNK):
-                member.write(np.unpackbits(packed[start:start + CHUNK], axis=-1))
-        for key, array in (("latents_classes", classes), ("latents_values", values),
-                           ("metadata", np.array(metadata, dtype=object))):  # pickled, as the official one is
+                member.write(np.unpackbits(packed[start : start + CHUNK], axis=-1))
+        for key, array in (
+            ("latents_classes", classes),
+            ("latents_values", values),
+            ("metadata", np.array(metadata, dtype=object)),  # pickled, as the official one is
+        ):
             with archive.open(key + ".npy", "w") as member:
                 np.lib.format.write_array(member, array)

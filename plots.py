@@ -5,6 +5,7 @@ What several of them take:
     told    what each latent tells of the known factors, z_dim texts (from tells), or None
     images  what the decoder makes of each latent's traversal, (z_dim, 19, C, H, W) in [0, 1] (from traverse)
 """
+
 import io
 import math
 
@@ -17,13 +18,14 @@ from torchvision.utils import make_grid
 from utils import ACTIVE, atomic_file, read_log
 
 VALUES = torch.linspace(-3, 3, 19)  # that a traversed latent takes: +-3 prior sigma, 3 steps a sigma
-MOST = 32                           # latents that a picture shows, of those with the highest KL
+MOST = 32  # latents that a picture shows, of those with the highest KL
 GREYS = [round(round(v / 255 * 63) / 63 * 255) for v in range(256)]  # 64 of them: half the size of a GIF
 LINE_COLORS = ["C0", "C1", "C2", "C3", "C4", "C5", "C6", "C8", "C9", "navy"]  # grey is for inactive latents
 SHAPE_COLORS = {"square": "tab:red", "ellipse": "tab:green", "heart": "tab:blue"}  # Higgins et al., Fig. 7
 
 
 # What the pictures say of a latent.
+
 
 def by_kl(kld):
     """Latents with the highest KL first; the higher index last among equals."""
@@ -48,6 +50,7 @@ def title(j, kld, told, end="\n"):
 
 # Traversals.
 
+
 @torch.no_grad()
 def traverse(decode, z, latents=None):
     """Decodes z (z_dim,) with one latent after the other set to VALUES, the others as they are.
@@ -56,11 +59,11 @@ def traverse(decode, z, latents=None):
     (L, 19, C, H, W) on the CPU.
     """
     latents = range(len(z)) if latents is None else latents
-    codes = z.repeat(len(latents), len(VALUES), 1)               # L, 19, z_dim
+    codes = z.repeat(len(latents), len(VALUES), 1)  # L, 19, z_dim
     for row, j in enumerate(latents):
         codes[row, :, j] = VALUES.to(z)
     images = [torch.sigmoid(decode(row)).cpu() for row in codes]
-    return torch.stack(images)                                   # L, 19, C, H, W
+    return torch.stack(images)  # L, 19, C, H, W
 
 
 def traversal(images, kld, told, path, seed=None):
@@ -69,7 +72,7 @@ def traversal(images, kld, told, path, seed=None):
     seed: the image (C, H, W) that z is the code of, shown in front of each row; None if there is none.
     """
     order, columns = by_kl(kld), [f"{v:+.1f}" for v in VALUES[::2]]
-    rows = images[order][:, ::2]                                 # z_dim, 10, C, H, W
+    rows = images[order][:, ::2]  # z_dim, 10, C, H, W
     if seed is not None:
         rows = torch.cat([seed.cpu().expand(len(order), 1, *seed.shape), rows], dim=1)
         columns = ["seed", *columns]
@@ -83,8 +86,11 @@ def factors(decode, seeds, kld, told, path, most=5):
     row of each block. A latent that does the same in all of its rows codes one factor.
     """
     order = by_kl(kld)[:most]
-    images = torch.stack([traverse(decode, z, order)[:, ::2] for z in seeds], dim=1)  # latents, S, 10, C, H, W
-    labels = [title(j, kld, told) if row == len(seeds) // 2 else "" for j in order for row in range(len(seeds))]
+    # latents, S, 10, C, H, W
+    images = torch.stack([traverse(decode, z, order)[:, ::2] for z in seeds], dim=1)
+    labels = [
+        title(j, kld, told) if row == len(seeds) // 2 else "" for j in order for row in range(len(seeds))
+    ]
     grid(images.flatten(0, 2), labels, [f"{v:+.1f}" for v in VALUES[::2]], path, scale=1, block=len(seeds))
 
 
@@ -95,16 +101,18 @@ def animation(images, kld, told, path, columns=10):
     font = ImageFont.load_default(7 * scale)
     first = picture(images[order, 0], columns, scale)
     head, width = 26 * scale, scale * (images.shape[-1] + 1)
-    side = 40 * scale                                            # where the value stands
+    side = 40 * scale  # where the value stands
     rows = math.ceil(len(order) / columns)
-    height = first.height // rows                                # of a row of images
+    height = first.height // rows  # of a row of images
 
     base = Image.new("RGB", (side + first.width, rows * (head + height)), "white")
     draw = ImageDraw.Draw(base)
     for place, j in enumerate(order):
         row, column = divmod(place, columns)
         at = side + (column + 0.5) * width, row * (head + height) + head / 2
-        draw.multiline_text(at, title(j, kld, told), "black", font, anchor="mm", align="center", spacing=scale)
+        draw.multiline_text(
+            at, title(j, kld, told), "black", font, anchor="mm", align="center", spacing=scale
+        )
 
     frames = []
     for step, value in enumerate(VALUES):
@@ -113,8 +121,13 @@ def animation(images, kld, told, path, columns=10):
         for row in range(rows):
             strip = sheet.crop((0, row * height, sheet.width, (row + 1) * height))
             frame.paste(strip, (side, row * (head + height) + head))
-        ImageDraw.Draw(frame).text((side / 2, head + height / 2), f"{value:+z.1f}", "black",
-                                   ImageFont.load_default(12 * scale), anchor="mm")
+        ImageDraw.Draw(frame).text(
+            (side / 2, head + height / 2),
+            f"{value:+z.1f}",
+            "black",
+            ImageFont.load_default(12 * scale),
+            anchor="mm",
+        )
         frames.append(frame.convert("L").point(GREYS) if images.shape[2] == 1 else frame.quantize(128))
     there_and_back = frames[1:] + frames[-2:0:-1]
     save(path, frames[0].save, save_all=True, append_images=there_and_back, duration=80, loop=0)
@@ -146,9 +159,13 @@ def grid(images, row_labels, column_labels, path, scale=2, block=None):
     lines = [line for label in row_labels for line in label.split("\n")]
     left = max((round(font.getlength(line)) for line in lines), default=0) + 8 * scale
     top, gap = 18 * scale, 8 * scale
-    blocks = [picture(part, len(column_labels), scale)
-              for part in images.split((block or len(images)) * len(column_labels))]
-    page = Image.new("RGB", (left + blocks[0].width, top + sum(b.height + gap for b in blocks) - gap), "white")
+    blocks = [
+        picture(part, len(column_labels), scale)
+        for part in images.split((block or len(images)) * len(column_labels))
+    ]
+    page = Image.new(
+        "RGB", (left + blocks[0].width, top + sum(b.height + gap for b in blocks) - gap), "white"
+    )
     draw = ImageDraw.Draw(page)
     height, width = (scale * (side + 1) for side in images.shape[-2:])
     for column, label in enumerate(column_labels):
@@ -156,13 +173,21 @@ def grid(images, row_labels, column_labels, path, scale=2, block=None):
     for i, sheet in enumerate(blocks):
         at = top + i * (blocks[0].height + gap)
         page.paste(sheet, (left, at))
-        for row, label in enumerate(row_labels[i * (block or 0):][:block]):
-            draw.multiline_text((left - 4 * scale, at + (row + 0.5) * height), label, "black", font, anchor="rm",
-                                align="right", spacing=3 * scale)
+        for row, label in enumerate(row_labels[i * (block or 0) :][:block]):
+            draw.multiline_text(
+                (left - 4 * scale, at + (row + 0.5) * height),
+                label,
+                "black",
+                font,
+                anchor="rm",
+                align="right",
+                spacing=3 * scale,
+            )
     save(path, page.save)
 
 
 # Which latent codes what.
+
 
 def latent_response(codes, images, kld, told, path):
     """Draws how each latent answers to the factors of dSprites: Higgins et al. (2017), Fig. 7.
@@ -171,11 +196,11 @@ def latent_response(codes, images, kld, told, path):
     shows their mean over the factors that it does not name. A column a latent.
     """
     order = by_kl(kld)
-    steps = range(0, len(VALUES), 3)                             # -3, -2 .. 3
+    steps = range(0, len(VALUES), 3)  # -3, -2 .. 3
     figure = Figure(figsize=(1.4 + 1.35 * len(order), 4.2 + 1.2 * len(steps)), layout="constrained")
     panels = figure.subplots(4, len(order), squeeze=False, height_ratios=[1.2, 1, 1, 1.2 * len(steps)])
     curves = {1: codes.mean(axis=(2, 3, 4)), 2: codes.mean(axis=(1, 3, 4))}  # shapes, values, z_dim
-    position = codes.mean(axis=(0, 1, 2))                        # posX, posY, z_dim
+    position = codes.mean(axis=(0, 1, 2))  # posX, posY, z_dim
     most = 1.1 * max(abs(part).max() for part in (position, *curves.values()))
 
     for column, j in enumerate(order):
@@ -190,8 +215,9 @@ def latent_response(codes, images, kld, told, path):
     for axes in panels[:, 1:].flat:
         axes.tick_params(labelleft=False)
     panels[3, 0].set_yticklabels([f"{i / 3 - 3:+.0f}" for i in steps])
-    for axes, label in zip(panels[:, 0], ("position", "scale", "rotation (degrees)",
-                                          "decoded with the latent at this value")):
+    for axes, label in zip(
+        panels[:, 0], ("position", "scale", "rotation (degrees)", "decoded with the latent at this value")
+    ):
         axes.set_ylabel(label, fontsize=11)
     figure.colorbar(shown, ax=panels[0, :], pad=0.01, aspect=10)
     figure.suptitle("Mean of each latent against the factors of the image", x=0.01, ha="left")
@@ -201,7 +227,7 @@ def latent_response(codes, images, kld, told, path):
 
 def response(axes, curves, values, most):
     """Draws a latent's mean, from -most to most, against a factor's values: curves (3 shapes, V), V of the values."""
-    values = values[::math.ceil(len(values) / curves.shape[1])]
+    values = values[:: math.ceil(len(values) / curves.shape[1])]
     for (shape, color), curve in zip(SHAPE_COLORS.items(), curves):
         axes.plot(values, curve, color=color, label=shape)
     axes.axhline(0, color="lightgrey", linewidth=0.8, zorder=0)
@@ -231,18 +257,28 @@ def mutual_information(information, entropy, names, kld, path):
     axes = figure.subplots()
     shown = axes.imshow(share, cmap="Blues", vmin=0, vmax=1, aspect="auto")
     for row, column in np.ndindex(share.shape):
-        axes.text(column, row, f"{information[order[row], column]:.2f}  ({share[row, column]:.0%})", ha="center",
-                  va="center", color="white" if share[row, column] > 0.55 else "black", fontsize=9)
+        axes.text(
+            column,
+            row,
+            f"{information[order[row], column]:.2f}  ({share[row, column]:.0%})",
+            ha="center",
+            va="center",
+            color="white" if share[row, column] > 0.55 else "black",
+            fontsize=9,
+        )
     axes.set_xticks(range(len(names)), [f"{name}\n{h:.2f} nats" for name, h in zip(names, entropy)])
     axes.set_yticks(range(len(order)), [title(j, kld, None, end="  ") for j in order])
     axes.xaxis.tick_top()
     axes.tick_params(length=0)
-    axes.set_title("Mutual information of latent and factor: nats (share of the factor's entropy)", fontsize=10)
+    axes.set_title(
+        "Mutual information of latent and factor: nats (share of the factor's entropy)", fontsize=10
+    )
     figure.colorbar(shown, label="share of the factor's entropy", pad=0.02)
     save(path, figure.savefig)
 
 
 # Curves of log.csv.
+
 
 def curves(log_path, path):
     """Draws log.csv: reconstruction loss, KL with C, and posterior variance, against iterations.
@@ -260,11 +296,14 @@ def curves(log_path, path):
     kld.plot(log["iter"], log["total_kld"], color="black", label="total")
     if any(C == C for C in log["C"]):
         kld.plot(log["iter"], log["C"], color="black", linestyle="--", label="C")
-    coloured = [j for j in by_kl(kld_at_end) if kld_at_end[j] > ACTIVE][:len(LINE_COLORS)]
+    coloured = [j for j in by_kl(kld_at_end) if kld_at_end[j] > ACTIVE][: len(LINE_COLORS)]
     grey = [j for j in by_kl(kld_at_end) if j not in coloured]
     for j in coloured + grey:
-        style = dict(color=LINE_COLORS[coloured.index(j)], label=f"z_{j}", zorder=2) if j in coloured else dict(
-            color="lightgrey", label="the others" if j == grey[0] else None, zorder=1)
+        style = (
+            dict(color=LINE_COLORS[coloured.index(j)], label=f"z_{j}", zorder=2)
+            if j in coloured
+            else dict(color="lightgrey", label="the others" if j == grey[0] else None, zorder=1)
+        )
         kld.plot(log["iter"], log[f"kld_{j}"], **style)
         var.plot(log["iter"], log[f"var_{j}"], **style)
     kld.set(title="KL of the posterior from the prior", ylabel="nats")
@@ -292,26 +331,44 @@ def capacity(log_path, told, path, iteration):
     if not log["iter"]:
         return
     kld = [log[name][-1] for name in latents]
-    lines = [(f"kld_{j}", title(j, kld, told, end="  "), "lightgrey" if kld[j] <= ACTIVE else LINE_COLORS[place % 10])
-             for place, j in enumerate(by_kl(kld))]
+    lines = [
+        (
+            f"kld_{j}",
+            title(j, kld, told, end="  "),
+            "lightgrey" if kld[j] <= ACTIVE else LINE_COLORS[place % 10],
+        )
+        for place, j in enumerate(by_kl(kld))
+    ]
     if any(C == C for C in log["C"]):
         lines.append(("C", f"C  {log['C'][-1]:.2f} nats", "black"))
     figure = Figure(figsize=(11, max(5, 0.27 * len(lines) + 1)), layout="constrained")
     axes = figure.subplots()
     for name, _, color in lines:
-        axes.plot(log["iter"], log[name], color=color, linestyle="--" if name == "C" else "-",
-                  marker="." if len(log["iter"]) < 50 else "")
+        axes.plot(
+            log["iter"],
+            log[name],
+            color=color,
+            linestyle="--" if name == "C" else "-",
+            marker="." if len(log["iter"]) < 50 else "",
+        )
     axes.set(xlabel="iterations", ylabel="nats", ylim=(0, None))
     axes.set_title("KL of each latent from the prior" + told_of * bool(told), loc="left", pad=16)
     axes.grid(alpha=0.3)
 
     top = axes.get_ylim()[1]
-    ends = [log[name][-1] / top for name, _, _ in lines]         # heights in [0, 1]
+    ends = [log[name][-1] / top for name, _, _ in lines]  # heights in [0, 1]
     heights = spread(ends, 0.21 / (figure.get_figheight() - 1))
     for (_, label, color), end, height in zip(lines, ends, heights):
-        axes.annotate(label, (1, end), (1.04, height), xycoords="axes fraction", va="center", color="grey"
-                      if color == "lightgrey" else color, annotation_clip=False,
-                      arrowprops=dict(arrowstyle="-", color=color, linewidth=0.8, relpos=(0, 0.5)))
+        axes.annotate(
+            label,
+            (1, end),
+            (1.04, height),
+            xycoords="axes fraction",
+            va="center",
+            color="grey" if color == "lightgrey" else color,
+            annotation_clip=False,
+            arrowprops=dict(arrowstyle="-", color=color, linewidth=0.8, relpos=(0, 0.5)),
+        )
     axes.set_xlim(right=log["iter"][-1] if len(log["iter"]) > 1 else None)
     save(path, figure.savefig)
 
@@ -336,14 +393,23 @@ def study(values, path):
     for i, (axes, (metric, runs)) in enumerate(zip(panels, values.items())):
         for place, setting in enumerate(settings):
             points = runs[setting]
-            axes.plot(place + 0.5 * (np.arange(len(points)) + 0.5) / len(points) - 0.25, points, "o", color="C0",
-                      alpha=0.6, markersize=6, markeredgewidth=0)
+            axes.plot(
+                place + 0.5 * (np.arange(len(points)) + 0.5) / len(points) - 0.25,
+                points,
+                "o",
+                color="C0",
+                alpha=0.6,
+                markersize=6,
+                markeredgewidth=0,
+            )
             axes.hlines(np.median(points), place - 0.32, place + 0.32, color="black", linewidth=1.5)
         unit = f" ({UNITS[metric]})" if metric in UNITS else ""
         axes.set(title=metric + unit, xlim=(-0.6, len(settings) - 0.4))
         axes.title.set_fontsize(10)
         lowest = i + columns >= len(values)
-        axes.set_xticks(range(len(settings)), settings if lowest else [], rotation=0 if len(settings) <= 3 else 90)
+        axes.set_xticks(
+            range(len(settings)), settings if lowest else [], rotation=0 if len(settings) <= 3 else 90
+        )
         axes.margins(y=0.12)
         if all(isinstance(value, int) for points in runs.values() for value in points):
             axes.yaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)

@@ -2,6 +2,7 @@
 
 Images are decoded in processes of their own; whatever the size of the set, little of it is in memory.
 """
+
 import contextlib
 import io
 import json
@@ -24,15 +25,16 @@ from PIL import Image, ImageOps
 from archives import Source, read_exactly, read_member
 from utils import UserError, atomic_file, progress, remove_leftovers
 
-VERSION = 1            # of the cache; one of another version is made anew
-SIDE = 64              # pixels
+VERSION = 1  # of the cache; one of another version is made anew
+SIDE = 64  # pixels
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
-MAX_PIXELS = 2**24     # of one image: it takes 64 MB and more when decoded
-CHUNK = 32             # images a task of a process
+MAX_PIXELS = 2**24  # of one image: it takes 64 MB and more when decoded
+CHUNK = 32  # images a task of a process
 INTERPOLATION = "bilinear, antialiased; JPEGs decoded at 1/2, 1/4 or 1/8 where that leaves enough pixels"
 
 
 # One image.
+
 
 def decode(data, crop, channels):
     """Decodes the bytes of an image file; an exception says what is wrong with them.
@@ -41,8 +43,10 @@ def decode(data, crop, channels):
     Returns uint8 (channels, 64, 64). Of an animation the first frame counts.
     """
     mode = "L" if channels == 1 else "RGB"
-    with warnings.catch_warnings(action="error", category=Image.DecompressionBombWarning), \
-            Image.open(io.BytesIO(data), formats=FORMATS) as image:
+    with (
+        warnings.catch_warnings(action="error", category=Image.DecompressionBombWarning),
+        Image.open(io.BytesIO(data), formats=FORMATS) as image,
+    ):
         width, height = image.size
         if width * height > MAX_PIXELS:
             raise ValueError(f"more than {MAX_PIXELS:,} pixels")
@@ -56,9 +60,11 @@ def decode(data, crop, channels):
         scale = drafted[1][2] / width if drafted else 1
         box = [scale * edge for edge in (left, top, left + kept[0], top + kept[1])]
         x, y = int(box[0]), int(box[1])
-        image = image.crop((x, y, math.ceil(box[2]), math.ceil(box[3])))  # or the resize would look around the box
-        small = eight_bits(image, mode).resize((SIDE, SIDE), Image.Resampling.BILINEAR,
-                                               box=(box[0] - x, box[1] - y, box[2] - x, box[3] - y))
+        # or the resize would look around the box
+        image = image.crop((x, y, math.ceil(box[2]), math.ceil(box[3])))
+        small = eight_bits(image, mode).resize(
+            (SIDE, SIDE), Image.Resampling.BILINEAR, box=(box[0] - x, box[1] - y, box[2] - x, box[3] - y)
+        )
         small.info["exif"] = exif
         small = ImageOps.exif_transpose(small)  # as cameras held upright mean it; a square stays one
     return np.asarray(small).reshape(SIDE, SIDE, channels).transpose(2, 0, 1)
@@ -80,6 +86,7 @@ def eight_bits(image, mode):
 
 
 # What runs in the processes.
+
 
 def start_process():
     """Leaves Ctrl-C to the parent, and ends with it, however it ends."""
@@ -118,10 +125,13 @@ def reason(error):
         return "not an image of a known kind"
     if "truncated" in text.lower() or "cut short" in text:
         return "cut short"
-    return text if isinstance(error, ValueError) and text else f"not decodable: {text or type(error).__name__}"
+    return (
+        text if isinstance(error, ValueError) and text else f"not decodable: {text or type(error).__name__}"
+    )
 
 
 # The set.
+
 
 def make_cache(path, source, crop, channels, num_workers):
     """Writes the images of source, a Source, to path, and the manifest beside it; returns the manifest.
@@ -142,14 +152,25 @@ def make_cache(path, source, crop, channels, num_workers):
     skipped = source.skipped
     for name, why in errors.values():
         skipped.add(why, name)
-    manifest = {"version": VERSION, "source": str(source.path.resolve()), "stamp": source.stamp(),
-                "listed": len(source.members), "checksum": source.checksum(), "skipped": skipped,
-                "count": len(source.members) - len(errors), "channels": channels, "side": SIDE, "crop": crop,
-                "interpolation": INTERPOLATION}
+    manifest = {
+        "version": VERSION,
+        "source": str(source.path.resolve()),
+        "stamp": source.stamp(),
+        "listed": len(source.members),
+        "checksum": source.checksum(),
+        "skipped": skipped,
+        "count": len(source.members) - len(errors),
+        "channels": channels,
+        "side": SIDE,
+        "crop": crop,
+        "interpolation": INTERPOLATION,
+    }
     # A folder that holds its own cache is named as such, so that it may be copied or renamed.
     itself = source.path.resolve() == path.parent.resolve()
     with atomic_file(manifest_path(path), shared=True) as file:
-        file.write(json.dumps({**manifest, "source": "." if itself else manifest["source"]}, indent=2).encode())
+        file.write(
+            json.dumps({**manifest, "source": "." if itself else manifest["source"]}, indent=2).encode()
+        )
     return manifest
 
 
@@ -166,8 +187,10 @@ def write_rows(file, shape, source, crop, channels, num_workers):
             errors.update(bad)
             bar.update(len(rows))
     if len(errors) == shape[0]:
-        (name, why), = list(errors.values())[:1]
-        raise UserError(f"no image remains of {len(errors):,} in {source.path}: the first, {name!r}, is {why}")
+        ((name, why),) = list(errors.values())[:1]
+        raise UserError(
+            f"no image remains of {len(errors):,} in {source.path}: the first, {name!r}, is {why}"
+        )
     if errors:
         close_gaps(file, start, row_bytes, shape[0], errors)
     assert write_header(file, (shape[0] - len(errors), *shape[1:])) == start
@@ -222,7 +245,7 @@ def chunks(source):
     if source.kind != "packed tar":
         numbered = list(enumerate(source.members))
         for i in range(0, len(numbered), CHUNK):
-            yield [(row, member, None) for row, member in numbered[i:i + CHUNK]]
+            yield [(row, member, None) for row, member in numbered[i : i + CHUNK]]
         return
     chunk, size = [], 0
     with source.open() as file:
@@ -238,6 +261,7 @@ def chunks(source):
 
 # The cache.
 
+
 def manifest_path(path):
     return path.with_suffix(".json")
 
@@ -248,8 +272,11 @@ def read_manifest(path):
         manifest = json.loads(manifest_path(path).read_text())
         manifest["source"] = str((path.parent / manifest["source"]).resolve())
         images = np.load(path, mmap_mode="r")  # no pickles
-        whole = (manifest["version"] == VERSION and images.dtype == np.uint8
-                 and images.shape == (manifest["count"], manifest["channels"], SIDE, SIDE))
+        whole = (
+            manifest["version"] == VERSION
+            and images.dtype == np.uint8
+            and images.shape == (manifest["count"], manifest["channels"], SIDE, SIDE)
+        )
         return manifest if whole and {"crop", "source", "stamp", "checksum"} <= manifest.keys() else None
     except Exception:  # of json, numpy and the comparisons, a dozen types
         return None
@@ -262,5 +289,9 @@ def what_changed(manifest, archive=None, crop=None, channels=None):
         if value is not None and manifest[name] != value:
             return f"was made with {name} {manifest[name]}, now it is to be {value}"
     path = Path(manifest["source"])
-    stamp = (Source(path).stamp() if path.is_dir() else path.stat().st_size) if path.exists() else manifest["stamp"]
+    stamp = (
+        (Source(path).stamp() if path.is_dir() else path.stat().st_size)
+        if path.exists()
+        else manifest["stamp"]
+    )
     return None if stamp == manifest["stamp"] else f"was made from {path}, which has changed"

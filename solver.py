@@ -1,4 +1,5 @@
 """One run: the objectives of both papers, the training loop, checkpoints, and when to draw."""
+
 import json
 import os
 import shutil
@@ -16,11 +17,21 @@ from dashboard import Dashboard
 from dataset import return_data
 from flags import defining_flags, fault_of_flags, saved_flags
 from model import MODELS
-from utils import (Log, StopSignals, UserError, atomic_file, find_device, git_commit, keep_freed_memory, progress,
-                   take_folder, versions)
-
+from utils import (
+    Log,
+    StopSignals,
+    UserError,
+    atomic_file,
+    find_device,
+    git_commit,
+    keep_freed_memory,
+    progress,
+    take_folder,
+    versions,
+)
 
 # The objective. All terms are in nats: summed over pixels or latents, averaged over the batch.
+
 
 def reconstruction_loss(x, x_recon, distribution):
     """-E_q[log p(x|z)], up to a constant, from one sample of z; a scalar in nats an image.
@@ -135,8 +146,9 @@ class Solver:
 
         self.iter = 0
         latents = [f"{name}_{j}" for name in ("kld", "mu", "var") for j in range(args.z_dim)]
-        self.log = Log(self.outputs / "log.csv",
-                       ["iter", "recon_loss", "total_kld", "mean_kld", "C", *latents])
+        self.log = Log(
+            self.outputs / "log.csv", ["iter", "recon_loss", "total_kld", "mean_kld", "C", *latents]
+        )
         # Sums over the open window of the log, on the device: reading them would wait for it.
         self.sums = torch.zeros(4 + 3 * args.z_dim, dtype=torch.float64, device=self.device)
         self.count = 0
@@ -149,15 +161,17 @@ class Solver:
         """Trains up to max_iter; returns the exit status: 0, or 130 or 143 if told to stop."""
         args = self.args
         if self.iter >= args.max_iter:
-            print(f"run {args.viz_name} is finished (iteration {self.iter:,}): "
-                  "a larger --max_iter continues it, another --viz_name starts a new run")
+            print(
+                f"run {args.viz_name} is finished (iteration {self.iter:,}): "
+                "a larger --max_iter continues it, another --viz_name starts a new run"
+            )
             self.evaluate()
             return 0
         self.prepare_outputs()
         with StopSignals() as stop, self.progress_bar() as bar:
             while self.iter < args.max_iter and not stop.received:
                 self.iter += 1
-                x = self.data.batch(self.next_indices())        # B, C, 64, 64
+                x = self.data.batch(self.next_indices())  # B, C, 64, 64
                 self.training_step(x)
                 bar.update()
 
@@ -212,7 +226,7 @@ class Solver:
         if epoch != self.epoch:
             self.epoch = epoch
             self.order = epoch_order(self.args.seed, epoch, len(self.data)).to(self.device)
-        return self.order[position * self.args.batch_size:][:self.args.batch_size]
+        return self.order[position * self.args.batch_size :][: self.args.batch_size]
 
     # Looking at a run.
 
@@ -280,7 +294,7 @@ class Solver:
     def latent_kld(self):
         """KL of each latent in nats, as the log has it; without one, of a thousand images."""
         if means := self.window_means():
-            return means[4:][:self.args.z_dim]
+            return means[4:][: self.args.z_dim]
         images = torch.linspace(0, len(self.data) - 1, 1000).long()
         return metrics.mean_kl(*metrics.encode_all(self.net, self.data, images)).tolist()
 
@@ -295,14 +309,17 @@ class Solver:
         """Mutual information of latents and factors, (z_dim, K), from a thousand images: enough for a name."""
         indices, factors = metrics.subgrid(self.data.factor_sizes, "glance")
         mu, _ = metrics.encode_all(self.net, self.data, indices)
-        return metrics.mutual_information(mu, factors, bins=10)  # 20 would show too much where there is little
+        # 20 would show too much where there is little
+        return metrics.mutual_information(mu, factors, bins=10)
 
     def check_metrics(self):
         """Before anything is trained: can the model be scored as --metrics asks?"""
         args = self.args
         if args.metrics != "none" and not self.data.factor_sizes:
-            raise UserError(f"--metrics {args.metrics} needs a data set with known factors, which {args.dataset} "
-                            "has not: use --metrics none")
+            raise UserError(
+                f"--metrics {args.metrics} needs a data set with known factors, which {args.dataset} "
+                "has not: use --metrics none"
+            )
         if args.metrics != "none" and args.z_dim < 2:
             raise UserError(f"--metrics {args.metrics} needs at least 2 latents: use --metrics none")
 
@@ -314,14 +331,16 @@ class Solver:
         folder = self.outputs / str(self.iter)
         folder.mkdir(parents=True, exist_ok=True)
         indices, factors = metrics.subgrid(sizes, level)
-        mu, logvar = metrics.encode_all(self.net, self.data, indices)                 # N, z_dim
+        mu, logvar = metrics.encode_all(self.net, self.data, indices)  # N, z_dim
         scores = metrics.score(mu, logvar, factors, level)
         scores["settings"].update(iter=self.iter, commit=git_commit(), **self.environment())
         with atomic_file(folder / "metrics.json", shared=True) as file:
             file.write(json.dumps(scores, indent=2).encode())
         self.dashboard.update(self.iter)
-        print(f"{metrics.table(scores)}\n{self.args.viz_name}, iteration {self.iter:,}: {len(mu):,} images, "
-              f"settings in {folder / 'metrics.json'}")
+        print(
+            f"{metrics.table(scores)}\n{self.args.viz_name}, iteration {self.iter:,}: {len(mu):,} images, "
+            f"settings in {folder / 'metrics.json'}"
+        )
         if self.args.save_output:
             self.draw_responses(mu, factors, folder)
 
@@ -329,10 +348,14 @@ class Solver:
         """Writes the pictures that need the codes mu (N, z_dim) of a grid of factors (N, K), and all others."""
         kld, names = self.latent_kld(), self.data.factor_names
         information = metrics.mutual_information(mu, factors)  # of all codes: hardly biased
-        plots.mutual_information(information, metrics.entropy(factors), names, kld, folder / "mutual_information.png")
+        plots.mutual_information(
+            information, metrics.entropy(factors), names, kld, folder / "mutual_information.png"
+        )
         grid = mu.numpy().reshape(*metrics.grid_sizes(factors), -1)
         images = plots.traverse(self.net.decode, self.seeds()["heart"][1])
-        plots.latent_response(grid, images, kld, plots.tells(information, names), folder / "latent_response.png")
+        plots.latent_response(
+            grid, images, kld, plots.tells(information, names), folder / "latent_response.png"
+        )
         self.draw(information)
 
     def progress_bar(self):
@@ -373,13 +396,25 @@ class Solver:
     def announce(self, environment):
         """Prints what starts, on what and to where, and what is worth knowing of the settings."""
         start = f"resumed at iteration {self.iter:,}" if self.iter else "a new run"
-        print(f"{self.args.viz_name}: {start}; {len(self.data):,} images; {environment['device']}, "
-              f"{environment['threads']} threads, {environment['precision']}; curves and pictures in {self.outputs}")
-        if environment["precision"] == "bf16" and self.device.type == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX2":
-            print("bf16 has no instructions on this CPU, which is without AVX-512: --precision float32 is about ten times as fast")
+        print(
+            f"{self.args.viz_name}: {start}; {len(self.data):,} images; {environment['device']}, "
+            f"{environment['threads']} threads, {environment['precision']}; curves and pictures in {self.outputs}"
+        )
+        if (
+            environment["precision"] == "bf16"
+            and self.device.type == "cpu"
+            and torch.backends.cpu.get_cpu_capability() == "AVX2"
+        ):
+            print(
+                "bf16 has no instructions on this CPU, which is without AVX-512: --precision float32 is about ten times as fast"
+            )
         if self.args.objective == "H":
-            beta = normalised_beta(self.args.beta, self.args.z_dim, self.data.channels * self.args.image_size**2)
-            print(f"beta {self.args.beta:g}: normalised, by {self.args.z_dim} latents and the size of an image, {beta:.3g}")
+            beta = normalised_beta(
+                self.args.beta, self.args.z_dim, self.data.channels * self.args.image_size**2
+            )
+            print(
+                f"beta {self.args.beta:g}: normalised, by {self.args.z_dim} latents and the size of an image, {beta:.3g}"
+            )
 
     def earlier_sessions(self, own):
         """What args.json said of code and machine when this run was started before: a dict for each part, until an iteration."""
@@ -387,8 +422,11 @@ class Solver:
             about = json.loads((self.outputs / "args.json").read_text()) if own else {}
             before = about.pop("before", [])
             about.pop("arguments")
-            return [session for session in before if session["until"] < self.iter] + [{"until": self.iter, **about}]
-        except (OSError, ValueError, LookupError, TypeError, AttributeError):  # a fresh start, or a file that others made
+            return [session for session in before if session["until"] < self.iter] + [
+                {"until": self.iter, **about}
+            ]
+        # a fresh start, or a file that others made
+        except (OSError, ValueError, LookupError, TypeError, AttributeError):
             return []
 
     def set_aside_results(self, own):
@@ -401,8 +439,12 @@ class Solver:
 
     def environment(self):
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
-        return {"device": name, "threads": torch.get_num_threads(), "precision": self.args.precision,
-                "versions": versions()}
+        return {
+            "device": name,
+            "threads": torch.get_num_threads(),
+            "precision": self.args.precision,
+            "versions": versions(),
+        }
 
     def stop_if_not_finite(self):
         """Waits for the device; raises UserError if a loss, or what the last step left, is not finite."""
@@ -410,41 +452,49 @@ class Solver:
         if bad == NEVER and not all(p.isfinite().all() for p in self.net.parameters()):
             bad = self.iter
         if bad != NEVER:
-            raise UserError(f"the loss is not finite since iteration {bad:,}: stopped; the checkpoints from "
-                            f"before stay in {self.checkpoints.folder}; a lower --lr may help")
+            raise UserError(
+                f"the loss is not finite since iteration {bad:,}: stopped; the checkpoints from "
+                f"before stay in {self.checkpoints.folder}; a lower --lr may help"
+            )
 
     def save(self):
         self.stop_if_not_finite()
         self.log.flush_to_disk()
-        self.checkpoints.save({
-            "iter": self.iter,
-            "win_states": {},
-            "model_states": {"net": self.net.state_dict()},
-            "optim_states": {"optim": self.optim.state_dict()},
-            "generators": {"noise": self.noise.get_state()},
-            "epoch": self.iter // self.batches_per_epoch,
-            "position": self.iter % self.batches_per_epoch,
-            "window": {"sums": self.sums, "count": self.count, "last_row": self.last_row},
-            "data": self.data.identity,
-            "arguments": vars(self.args),
-            **self.environment(),
-        })
+        self.checkpoints.save(
+            {
+                "iter": self.iter,
+                "win_states": {},
+                "model_states": {"net": self.net.state_dict()},
+                "optim_states": {"optim": self.optim.state_dict()},
+                "generators": {"noise": self.noise.get_state()},
+                "epoch": self.iter // self.batches_per_epoch,
+                "position": self.iter % self.batches_per_epoch,
+                "window": {"sums": self.sums, "count": self.count, "last_row": self.last_row},
+                "data": self.data.identity,
+                "arguments": vars(self.args),
+                **self.environment(),
+            }
+        )
         self.saved_iter = self.iter
 
     def find_checkpoint(self):
         """Reads the checkpoint that args names, if there is one, and checks that it fits args."""
         args, folder = self.args, self.checkpoints.folder
         if args.train and args.ckpt_name != "last" and not args.overwrite and self.checkpoints.paths():
-            raise UserError(f"{folder} holds checkpoints that --ckpt_name {args.ckpt_name} would overwrite: to go on with "
-                            "them leave it out; else give another --viz_name, or --overwrite True to lose them")
+            raise UserError(
+                f"{folder} holds checkpoints that --ckpt_name {args.ckpt_name} would overwrite: to go on with "
+                "them leave it out; else give another --viz_name, or --overwrite True to lose them"
+            )
         state = None if args.ckpt_name == "none" else self.checkpoints.load(args.ckpt_name)
         if state is None:
             if not args.train:
                 raise UserError(f"--train False needs a checkpoint, and {folder} has none: train first")
             return None
         if state["arguments"] is None:
-            print(f"checkpoint {args.ckpt_name} has weights and optimiser of iteration {state['iter']:,}, but no flags "
-                  "(those given now count), random numbers or averages for the log")
+            print(
+                f"checkpoint {args.ckpt_name} has weights and optimiser of iteration {state['iter']:,}, but no flags "
+                "(those given now count), random numbers or averages for the log"
+            )
             return state
         saved = saved_flags(state["arguments"])
         if fault := fault_of_flags(saved):
@@ -459,32 +509,49 @@ class Solver:
     def check_folder(self, saved):
         """Before the images of another folder are prepared for nothing."""
         made_with = str(getattr(saved, "dset_dir", self.args.dset_dir))
-        if saved.dataset == "folder" and self.args.dset_dir == "data" and os.path.realpath(made_with) != os.path.realpath("data"):
-            raise UserError(f"checkpoint {self.args.ckpt_name} is of the images in {made_with}: give --dset_dir {made_with}, or "
-                            "where they are now")
+        if (
+            saved.dataset == "folder"
+            and self.args.dset_dir == "data"
+            and os.path.realpath(made_with) != os.path.realpath("data")
+        ):
+            raise UserError(
+                f"checkpoint {self.args.ckpt_name} is of the images in {made_with}: give --dset_dir {made_with}, or "
+                "where they are now"
+            )
 
     def check_fits(self, saved):
         before = {**vars(saved), **defining_flags(saved)}
-        others = [f"{name} {before.get(name)} (now {value})"
-                  for name, value in defining_flags(self.args).items() if before.get(name) != value]
+        others = [
+            f"{name} {before.get(name)} (now {value})"
+            for name, value in defining_flags(self.args).items()
+            if before.get(name) != value
+        ]
         if others and self.args.ckpt_name != "last":
-            raise UserError(f"checkpoint {self.args.ckpt_name} was made with other settings, and goes on with those only: "
-                            + ", ".join(others))
+            raise UserError(
+                f"checkpoint {self.args.ckpt_name} was made with other settings, and goes on with those only: "
+                + ", ".join(others)
+            )
         if others:
-            raise UserError(f"run {self.args.viz_name} was made with other settings: {', '.join(others)}; "
-                            "a new run needs another --viz_name, or --ckpt_name none --overwrite True to lose this one")
+            raise UserError(
+                f"run {self.args.viz_name} was made with other settings: {', '.join(others)}; "
+                "a new run needs another --viz_name, or --ckpt_name none --overwrite True to lose this one"
+            )
 
     def load(self, state):
         """Takes up a run where state left it: on the CPU, to the bit."""
         data = state.get("data", self.data.identity)  # old checkpoints, of dSprites, do not say
         if data != self.data.identity:
-            raise UserError(f"run {self.args.viz_name} was made with {data}, and {self.args.dset_dir} holds "
-                            f"{self.data.identity}: {'a new run needs another --viz_name' if self.args.train else 'draw it with those'}")
+            raise UserError(
+                f"run {self.args.viz_name} was made with {data}, and {self.args.dset_dir} holds "
+                f"{self.data.identity}: {'a new run needs another --viz_name' if self.args.train else 'draw it with those'}"
+            )
         try:
             self.net.load_state_dict(state["model_states"]["net"])
         except RuntimeError:
-            raise UserError(f"checkpoint {self.args.ckpt_name} holds another network than --model {self.args.model} "
-                            f"--z_dim {self.args.z_dim} for {self.data.channels} channels") from None
+            raise UserError(
+                f"checkpoint {self.args.ckpt_name} holds another network than --model {self.args.model} "
+                f"--z_dim {self.args.z_dim} for {self.data.channels} channels"
+            ) from None
         if not all(p.isfinite().all() for p in self.net.parameters()):
             raise UserError(f"checkpoint {self.args.ckpt_name} has weights that are not finite")
         try:
@@ -494,20 +561,31 @@ class Solver:
             if state["arguments"] is not None:
                 self.load_streams(state)
         except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"checkpoint {self.args.ckpt_name} cannot be taken up: its optimiser, window or noise does "
-                            f"not fit ({str(error).splitlines()[0]})") from None
+            raise UserError(
+                f"checkpoint {self.args.ckpt_name} cannot be taken up: its optimiser, window or noise does "
+                f"not fit ({str(error).splitlines()[0]})"
+            ) from None
 
     def load_optimizer(self, saved):
         """Takes the state of the optimiser; its settings are those of the flags and of the device here."""
         if not saved["param_groups"]:
-            raise UserError(f"checkpoint {self.args.ckpt_name} holds weights without an optimiser: with --train False it "
-                            "can be drawn and scored, but not trained on, as its optimiser is missing")
-        groups = [{**now, "params": before["params"]} for now, before in zip(
-            self.optim.state_dict()["param_groups"], saved["param_groups"], strict=True)]
+            raise UserError(
+                f"checkpoint {self.args.ckpt_name} holds weights without an optimiser: with --train False it "
+                "can be drawn and scored, but not trained on, as its optimiser is missing"
+            )
+        groups = [
+            {**now, "params": before["params"]}
+            for now, before in zip(
+                self.optim.state_dict()["param_groups"], saved["param_groups"], strict=True
+            )
+        ]
         self.optim.load_state_dict({"state": saved["state"], "param_groups": groups})
         names = ["sum"] if self.args.optimizer == "adagrad" else ["exp_avg", "exp_avg_sq"]
         for p in self.net.parameters():
-            if any(self.optim.state[p][name].shape != p.shape for name in names) or self.optim.state[p]["step"].numel() != 1:
+            if (
+                any(self.optim.state[p][name].shape != p.shape for name in names)
+                or self.optim.state[p]["step"].numel() != 1
+            ):
                 raise ValueError("the optimiser's averages are of other shapes")
 
     def load_streams(self, state):
@@ -522,9 +600,14 @@ class Solver:
             self.noise.set_state(state["generators"]["noise"])
         else:  # the generators of other devices have other states
             self.noise.manual_seed(stream_seed(self.args.seed, "noise", self.iter))
-        for name, effect in (("device", "the last digits"), ("threads", "the last digits"),
-                             ("precision", "all but the first digits")):
+        for name, effect in (
+            ("device", "the last digits"),
+            ("threads", "the last digits"),
+            ("precision", "all but the first digits"),
+        ):
             before = state.get(name, "float32")  # checkpoints from before --precision have none
             if self.args.train and before != now[name]:
-                print(f"the checkpoint was made with {name} {before}, this is {now[name]}: "
-                      f"{effect} may differ from those of a run without a break")
+                print(
+                    f"the checkpoint was made with {name} {before}, this is {now[name]}: "
+                    f"{effect} may differ from those of a run without a break"
+                )

@@ -3,6 +3,7 @@
 A run here is anything with a name, its settings (flags that the study varies, as typed), args (flags of main.py, read)
 and outputs (its folder).
 """
+
 import csv
 import io
 import json
@@ -35,8 +36,11 @@ def trained(run):
     except (OSError, ValueError):
         return False
     saved = saved_flags(state["arguments"] or {})
-    return (state["iter"] >= run.args.max_iter and not fault_of_flags(saved)
-            and defining_flags(saved) == defining_flags(run.args))
+    return (
+        state["iter"] >= run.args.max_iter
+        and not fault_of_flags(saved)
+        and defining_flags(saved) == defining_flags(run.args)
+    )
 
 
 def row(run, done):
@@ -52,9 +56,17 @@ def row(run, done):
     if numbers is None:
         return None
     active = sum(value > ACTIVE for name, value in last.items() if name.startswith("kld_"))
-    return {"run": run.name, **run.settings, "seed": run.args.seed, "finished": done, "iterations": int(last["iter"]),
-            "recon_loss": last["recon_loss"], "total_kld": last["total_kld"], "active_latents": active,
-            **numbers}
+    return {
+        "run": run.name,
+        **run.settings,
+        "seed": run.args.seed,
+        "finished": done,
+        "iterations": int(last["iter"]),
+        "recon_loss": last["recon_loss"],
+        "total_kld": last["total_kld"],
+        "active_latents": active,
+        **numbers,
+    }
 
 
 def iterations(run):
@@ -70,7 +82,11 @@ class Summary:
         self.name, self.runs, self.rows = args.sweep_name, runs, {}  # rows: of finished runs
         self.folder = Path(runs[0].args.output_dir) / args.sweep_name
         one = runs[0].args
-        self.board = dashboard.Dashboard(self.folder, args.sweep_name, one.viz_server, one.viz_port) if one.viz_on else None
+        self.board = (
+            dashboard.Dashboard(self.folder, args.sweep_name, one.viz_server, one.viz_port)
+            if one.viz_on
+            else None
+        )
 
     def done(self, run):
         """Whether main.py has nothing left to do."""
@@ -90,7 +106,7 @@ class Summary:
         table.writeheader()
         table.writerows(rows)
         self.put("summary.csv", buffer.getvalue())
-        metrics = columns[columns.index("iterations") + 1:]
+        metrics = columns[columns.index("iterations") + 1 :]
         values = {metric: self.by_setting(metric) for metric in metrics}
         self.put("summary.md", self.text(values))
         if self.rows:
@@ -99,7 +115,8 @@ class Summary:
                 self.board = None
 
     def put(self, name, text):
-        with atomic_file(self.folder / name, shared=True) as file:  # other sweeps may write theirs at the same time
+        # other sweeps may write theirs at the same time
+        with atomic_file(self.folder / name, shared=True) as file:
             file.write(text.encode())
 
     def by_setting(self, metric):
@@ -113,9 +130,15 @@ class Summary:
 
     def text(self, values):
         """A table of mean, standard deviation and number of runs: a line a setting."""
-        lines = [f"# {self.name}", "", f"{len(self.rows)} of {len(self.runs)} runs are finished; of those, mean ± "
-                 "standard deviation (n - 1) over n runs. Losses and KL in nats, as in the last row of log.csv.", "",
-                 f"| setting | n | {' | '.join(values)} |", "|---" * (len(values) + 2) + "|"]
+        lines = [
+            f"# {self.name}",
+            "",
+            f"{len(self.rows)} of {len(self.runs)} runs are finished; of those, mean ± "
+            "standard deviation (n - 1) over n runs. Losses and KL in nats, as in the last row of log.csv.",
+            "",
+            f"| setting | n | {' | '.join(values)} |",
+            "|---" * (len(values) + 2) + "|",
+        ]
         for setting, runs in next(iter(values.values())).items():
             cells = [mean_and_deviation(each[setting]) for each in values.values()]
             lines.append(f"| {setting} | {len(runs)} | {' | '.join(cells)} |")

@@ -9,6 +9,7 @@ its own, named betas_beta=1_seed=0, with folders as any other. The same command,
 that shares the folders, skips what is finished, resumes what was interrupted, and leaves alone what another process
 trains. outputs/<sweep_name>/ gets summary.csv, summary.md and summary.png, and what each run says, as text.
 """
+
 import argparse
 import ctypes
 import itertools
@@ -33,22 +34,24 @@ from flags import SETTINGS, defining_flags
 from study import Summary, iterations
 from utils import StopSignals, UserError, boolean, count, exit_status, lock_holder, progress
 
-OWN = ("sweep_name", "parallel", "dry_run")          # flags that main.py does not know
-FIXED = ("train", "ckpt_name", "overwrite")          # each run decides by what is on disk
-PAUSE = 0.1      # seconds between looks at the processes
-LOOK = 2         # seconds between looks at the logs
-TRIAL = 10       # seconds of training that --dry_run measures, and
-ENOUGH = 50      # iterations, at least
-GRACE = 60       # seconds in which a run that another process holds may yet be let go, as after a kill
-MOST = 100_000   # runs of a grid
+OWN = ("sweep_name", "parallel", "dry_run")  # flags that main.py does not know
+FIXED = ("train", "ckpt_name", "overwrite")  # each run decides by what is on disk
+PAUSE = 0.1  # seconds between looks at the processes
+LOOK = 2  # seconds between looks at the logs
+TRIAL = 10  # seconds of training that --dry_run measures, and
+ENOUGH = 50  # iterations, at least
+GRACE = 60  # seconds in which a run that another process holds may yet be let go, as after a kill
+MOST = 100_000  # runs of a grid
 
 
 # The grid.
 
+
 class Run(NamedTuple):
     """A cell of the grid."""
-    settings: dict            # flags that the grid varies, as typed; the seed last
-    flags: dict               # all that main.py gets, as typed
+
+    settings: dict  # flags that the grid varies, as typed; the seed last
+    flags: dict  # all that main.py gets, as typed
     args: argparse.Namespace  # the same, read
 
     @property
@@ -67,15 +70,31 @@ class Run(NamedTuple):
 def make_parser():
     parser = program.make_parser()
     parser.prog, parser.description = "sweep.py", __doc__
-    parser.formatter_class = type("Help", (argparse.ArgumentDefaultsHelpFormatter,
-                                           argparse.RawDescriptionHelpFormatter), {})
-    add = parser.add_argument_group("the sweep; all flags above are main.py's, but --viz_name, which is not used, "
-                                    f"and {', '.join(f'--{name}' for name in FIXED)}, which are refused").add_argument
-    add("--sweep_name", required=True, default=argparse.SUPPRESS, help="name of the study: of its folder, and the start of its runs' names")
-    add("--parallel", type=count, default=1,
-        help="runs at once in this process, each with its share of the CPU threads unless --threads says how many")
-    add("--dry_run", type=boolean, default=False,
-        help=f"print the runs and the hours they will take, from {TRIAL} or more seconds of training; keep nothing")
+    parser.formatter_class = type(
+        "Help", (argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter), {}
+    )
+    add = parser.add_argument_group(
+        "the sweep; all flags above are main.py's, but --viz_name, which is not used, "
+        f"and {', '.join(f'--{name}' for name in FIXED)}, which are refused"
+    ).add_argument
+    add(
+        "--sweep_name",
+        required=True,
+        default=argparse.SUPPRESS,
+        help="name of the study: of its folder, and the start of its runs' names",
+    )
+    add(
+        "--parallel",
+        type=count,
+        default=1,
+        help="runs at once in this process, each with its share of the CPU threads unless --threads says how many",
+    )
+    add(
+        "--dry_run",
+        type=boolean,
+        default=False,
+        help=f"print the runs and the hours they will take, from {TRIAL} or more seconds of training; keep nothing",
+    )
     return parser
 
 
@@ -97,8 +116,12 @@ def parse(argv=None):
     parser, texts = make_parser(), make_parser()
     if {"-h", "--help"} & set(argv):
         parser.parse_args(argv)
-    lists = {action.dest for action in parser._actions
-             if action.choices or action.type in (count, float)} - {*OWN, "metrics"}  # scores are what runs are compared by
+    lists = {
+        action.dest
+        for action in parser._actions
+        # scores are what runs are compared by
+        if action.choices or action.type in (count, float)
+    } - {*OWN, "metrics"}
     for action in texts._actions:  # as typed, and only what was typed
         action.type, action.choices, action.default = str, None, argparse.SUPPRESS
     flags = vars(texts.parse_args(argv))
@@ -108,9 +131,15 @@ def parse(argv=None):
     if not args.sweep_name.strip() or ".." in name.parts or name.is_absolute() or args.parallel < 1:
         parser.error("--sweep_name must be a name for a folder inside output_dir, and --parallel at least 1")
     for name in flags.keys() & {*FIXED}:
-        parser.error(f"--{name} is for single runs: a sweep starts, resumes and skips its runs by what is on disk")
+        parser.error(
+            f"--{name} is for single runs: a sweep starts, resumes and skips its runs by what is on disk"
+        )
 
-    varied = {name: expand(text) for name, text in flags.items() if name in lists and re.search(r",|^\d+-\d+$", text)}
+    varied = {
+        name: expand(text)
+        for name, text in flags.items()
+        if name in lists and re.search(r",|^\d+-\d+$", text)
+    }
     names = sorted(varied, key=lambda name: name == "seed")  # the seed last, others in the order typed
     if math.prod(map(len, varied.values())) > MOST:
         parser.error(f"the grid has more than {MOST:,} runs")
@@ -122,8 +151,10 @@ def parse(argv=None):
     for name in names:
         for run in runs:
             if name in sum(SETTINGS.values(), []) and name not in defining_flags(run.args):
-                parser.error(f"--{name} changes nothing with --objective {run.args.objective} --optimizer "
-                             f"{run.args.optimizer}: its runs would be the same")
+                parser.error(
+                    f"--{name} changes nothing with --objective {run.args.objective} --optimizer "
+                    f"{run.args.optimizer}: its runs would be the same"
+                )
     return args, runs
 
 
@@ -136,24 +167,28 @@ def make_run(parser, flags, settings):
 
 # Processes.
 
+
 class Place(NamedTuple):
     """Which of the study's processes this is."""
+
     rank: int
     world: int
-    local_rank: int   # on this machine, of
+    local_rank: int  # on this machine, of
     local_world: int  # those that share the CPUs that this one may use
 
 
 def find_place(env=os.environ):
     """The place that torchrun or SLURM give this process; of SLURM's, each has CPUs of its own."""
+
     def numbers(**defaults):
         return [int(env.get(name, default)) for name, default in defaults.items()]
 
     if "RANK" in env:
         return Place(*numbers(RANK=0, WORLD_SIZE=1, LOCAL_RANK=0, LOCAL_WORLD_SIZE=1))
     if "SLURM_ARRAY_TASK_ID" in env:
-        task, first, step, tasks = numbers(SLURM_ARRAY_TASK_ID=0, SLURM_ARRAY_TASK_MIN=0, SLURM_ARRAY_TASK_STEP=1,
-                                           SLURM_ARRAY_TASK_COUNT=1)
+        task, first, step, tasks = numbers(
+            SLURM_ARRAY_TASK_ID=0, SLURM_ARRAY_TASK_MIN=0, SLURM_ARRAY_TASK_STEP=1, SLURM_ARRAY_TASK_COUNT=1
+        )
         return Place((task - first) // step, tasks, 0, 1)
     return Place(*numbers(SLURM_PROCID=0, SLURM_NTASKS=1, SLURM_LOCALID=0), 1)
 
@@ -173,12 +208,17 @@ class Child:
             self.start = file.tell()
             # In a session of its own, Ctrl-C reaches it through the sweep, once, and it saves.
             self.process = subprocess.Popen(
-                [sys.executable, "-u", Path(__file__).with_name("main.py"), *flags], stdin=subprocess.DEVNULL,
-                stdout=file, stderr=subprocess.STDOUT, start_new_session=True, preexec_fn=end_with_parent(),
-                env=environment(place.local_rank * sweep.parallel + slot, run.args.cuda))
+                [sys.executable, "-u", Path(__file__).with_name("main.py"), *flags],
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                preexec_fn=end_with_parent(),
+                env=environment(place.local_rank * sweep.parallel + slot, run.args.cuda),
+            )
 
     def last_words(self):
-        text = self.said.read_bytes()[self.start:].decode(errors="replace")
+        text = self.said.read_bytes()[self.start :].decode(errors="replace")
         return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")
 
     def reason(self):
@@ -213,7 +253,9 @@ class Crew:
     def __init__(self, args, runs, summary):
         self.args, self.runs, self.summary, self.place = args, runs, summary, find_place()
         # First runs[rank::world], then the shares of the next ranks.
-        self.order = [runs[i] for i in sorted(range(len(runs)), key=lambda i: (i - self.place.rank) % self.place.world)]
+        self.order = [
+            runs[i] for i in sorted(range(len(runs)), key=lambda i: (i - self.place.rank) % self.place.world)
+        ]
         self.children, self.failed, self.elsewhere = {}, set(), []
         self.last_start = self.shown = time.monotonic()
 
@@ -247,8 +289,9 @@ class Crew:
                 self.children[slot] = Child(run, self.args, slot, self.place)
                 self.last_start = time.monotonic()
         # What others train may become free. A task of an array does not keep its machine waiting for long.
-        wait = self.elsewhere and ("SLURM_ARRAY_TASK_ID" not in os.environ
-                                   or time.monotonic() < self.last_start + GRACE)
+        wait = self.elsewhere and (
+            "SLURM_ARRAY_TASK_ID" not in os.environ or time.monotonic() < self.last_start + GRACE
+        )
         return self.children or wait
 
     def next_run(self):
@@ -268,8 +311,10 @@ class Crew:
         run, minutes = child.run, (time.monotonic() - child.began) / 60
         if child.process.returncode == 0 and self.summary.done(run):
             row = self.summary.rows[run.name]
-            tqdm.write(f"{run.name}: finished after {minutes:.1f} min, reconstruction {row['recon_loss']:.1f}, "
-                       f"KL {row['total_kld']:.2f} nats")
+            tqdm.write(
+                f"{run.name}: finished after {minutes:.1f} min, reconstruction {row['recon_loss']:.1f}, "
+                f"KL {row['total_kld']:.2f} nats"
+            )
         elif lock_holder(run.outputs) or self.summary.done(run):
             tqdm.write(f"{run.name}: {child.last_words()}")  # another process was faster
         else:
@@ -279,13 +324,22 @@ class Crew:
 
     def progress_bar(self):
         total = sum(run.args.max_iter for run in self.runs)
-        return progress(total=total, initial=self.trained(), unit="it", delay=0, leave=True, smoothing=0,
-                        disable=self.place.local_rank > 0)
+        return progress(
+            total=total,
+            initial=self.trained(),
+            unit="it",
+            delay=0,
+            leave=True,
+            smoothing=0,
+            disable=self.place.local_rank > 0,
+        )
 
     def trained(self):
         """Iterations of all runs so far, whoever trains them."""
-        return sum(run.args.max_iter if run.name in self.summary.rows else min(iterations(run), run.args.max_iter)
-                   for run in self.runs)
+        return sum(
+            run.args.max_iter if run.name in self.summary.rows else min(iterations(run), run.args.max_iter)
+            for run in self.runs
+        )
 
     def show(self, bar):
         bar.set_description(f"{len(self.summary.rows)} of {len(self.runs)} runs", refresh=False)
@@ -295,6 +349,7 @@ class Crew:
 
 # The time that it will take.
 
+
 def estimate(args, runs, done):
     """Prints the grid and, from some seconds of training, how long what is not done will take."""
     for run in runs:
@@ -302,19 +357,31 @@ def estimate(args, runs, done):
         print(f"{run.name:60} {state}")
     if todo := [run for run in runs if run.name not in done]:
         left = sum(max(0, run.args.max_iter - iterations(run)) for run in todo)
-        together = todo[:args.parallel]
+        together = todo[: args.parallel]
         rate = measure(args, together)
-        print(f"{len(todo)} of {len(runs)} runs to train, {left:,} iterations. The first {len(together)}, at once, made "
-              f"{rate:.1f} it/s in all just now: {left / rate / 3600:.2f} hours, without pictures and scores")
+        print(
+            f"{len(todo)} of {len(runs)} runs to train, {left:,} iterations. The first {len(together)}, at once, made "
+            f"{rate:.1f} it/s in all just now: {left / rate / 3600:.2f} hours, without pictures and scores"
+        )
 
 
 def measure(args, runs):
     """Iterations a second of runs that train at once, in a folder that is removed afterwards."""
     with tempfile.TemporaryDirectory() as folder:
-        trial = dict(output_dir=f"{folder}/outputs", ckpt_dir=f"{folder}/checkpoints", max_iter="1e9",
-                     gather_step="5", display_step="1e9", save_step="1e9", viz_on="False", metrics="none")
-        runs = [make_run(make_parser(), {**run.flags, **run.settings, **trial, "sweep_name": f"trial_{i}"}, {})
-                for i, run in enumerate(runs)]
+        trial = dict(
+            output_dir=f"{folder}/outputs",
+            ckpt_dir=f"{folder}/checkpoints",
+            max_iter="1e9",
+            gather_step="5",
+            display_step="1e9",
+            save_step="1e9",
+            viz_on="False",
+            metrics="none",
+        )
+        runs = [
+            make_run(make_parser(), {**run.flags, **run.settings, **trial, "sweep_name": f"trial_{i}"}, {})
+            for i, run in enumerate(runs)
+        ]
         children = [Child(run, args, slot, find_place()) for slot, run in enumerate(runs)]
         try:
             while not all(map(iterations, runs)):
@@ -350,7 +417,10 @@ def main(argv=None):
             return_data(flags)
         if args.dry_run:
             return estimate(args, runs, summary.rows)
-        print(f"{args.sweep_name}: {len(runs)} runs, {len(runs) - len(todo)} of them finished already", flush=True)
+        print(
+            f"{args.sweep_name}: {len(runs)} runs, {len(runs) - len(todo)} of them finished already",
+            flush=True,
+        )
         status = Crew(args, runs, summary).work() if todo else 0
         summary.write()
         print(f"{len(summary.rows)} of {len(runs)} runs are finished: see {summary.folder}")

@@ -1,4 +1,5 @@
 """What a run needs besides training: flag types, signals, and files that are never half-written."""
+
 import argparse
 import contextlib
 import csv
@@ -45,8 +46,11 @@ def exit_status(prog, interrupted, run):
     except (UserError, OSError) as error:
         print(f"{prog}: {error}", file=sys.stderr)
         return 1
-    except (MemoryError, RuntimeError) as error:  # torch's is a RuntimeError, and on the CPU no kind of its own
-        if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "allocate memory" not in str(error):
+    # torch's is a RuntimeError, and on the CPU no kind of its own
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "allocate memory" not in str(
+            error
+        ):
             raise
         print(f"{prog}: out of memory: a smaller --batch_size needs less", file=sys.stderr)
         return 1
@@ -98,15 +102,25 @@ def keep_freed_memory():
 
 def versions():
     """Versions of what the numbers of a run depend on."""
-    return {"python": platform.python_version(),
-            **{name: version(name) for name in ("torch", "torchvision", "numpy", "scikit-learn")}}
+    return {
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("torch", "torchvision", "numpy", "scikit-learn")},
+    }
 
 
 def git_commit():
     """Commit of the code that runs, with '+changes' if files differ from it; None without git."""
+
     def git(*args):
-        return subprocess.run(["git", *args], cwd=Path(__file__).resolve().parent, text=True,
-                              capture_output=True, check=True, timeout=10).stdout.strip()
+        return subprocess.run(
+            ["git", *args],
+            cwd=Path(__file__).resolve().parent,
+            text=True,
+            capture_output=True,
+            check=True,
+            timeout=10,
+        ).stdout.strip()
+
     try:
         return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "-uno") else "")
     except (OSError, subprocess.SubprocessError):
@@ -130,12 +144,14 @@ class StopSignals:
     Launchers may send one twice, to a process and to its group, and Linux sends the signal of a parent's death once
     for each thread of the parent: what comes within REPEAT seconds is no second one.
     """
+
     REPEAT = 0.5
 
     def __enter__(self):
         self.received = None
-        self.handlers = {number: signal.signal(number, self.receive)
-                         for number in (signal.SIGINT, signal.SIGTERM)}
+        self.handlers = {
+            number: signal.signal(number, self.receive) for number in (signal.SIGINT, signal.SIGTERM)
+        }
         return self
 
     def receive(self, number, frame):
@@ -171,7 +187,9 @@ def atomic_file(path, backup=None, shared=False):
     path = Path(path)
     if not path.name:
         raise UserError(f"{path} names no file")
-    temporary = path.with_name(f".{path.name}{f'.{socket.gethostname()}.{os.getpid()}' if shared else ''}.tmp")
+    temporary = path.with_name(
+        f".{path.name}{f'.{socket.gethostname()}.{os.getpid()}' if shared else ''}.tmp"
+    )
     if shared:
         remove_leftovers(path)
     try:
@@ -227,14 +245,18 @@ def take_folder(folder):
             return file
         if wait:
             time.sleep(wait)
-    raise UserError(f"{folder} is in use: {lock_holder(folder)} is training there; another run needs another --viz_name")
+    raise UserError(
+        f"{folder} is in use: {lock_holder(folder)} is training there; another run needs another --viz_name"
+    )
 
 
 def lock_holder(folder):
     """Which other process is training in a run's folder, as "pid 123 on host"; None if none is. Changes nothing."""
     try:
         with open(Path(folder) / LOCK) as file:
-            return None if try_lock(file, exclusive=False) else file.read() or "a process that has just started"
+            return (
+                None if try_lock(file, exclusive=False) else file.read() or "a process that has just started"
+            )
     except FileNotFoundError:
         return None
 
@@ -266,13 +288,21 @@ class Log:
         keep: leave the whole of it as log.csv.old, unless what is there already is longer.
         """
         rows, old = [self.columns], self.path.with_name(self.path.name + ".old")
-        if keep and self.path.exists() and not (old.exists() and old.stat().st_size > self.path.stat().st_size):
+        if (
+            keep
+            and self.path.exists()
+            and not (old.exists() and old.stat().st_size > self.path.stat().st_size)
+        ):
             with atomic_file(old) as file:
                 file.write(self.path.read_bytes())
         if last_iter and self.path.exists():
-            with open(self.path, newline="", errors="replace") as file, contextlib.suppress(csv.Error):  # no table: no rows
-                rows += [row for row in list(csv.reader(file))[1:]
-                         if len(row) == len(self.columns) and row[0].isdecimal() and int(row[0]) <= last_iter]
+            # no table: no rows
+            with open(self.path, newline="", errors="replace") as file, contextlib.suppress(csv.Error):
+                rows += [
+                    row
+                    for row in list(csv.reader(file))[1:]
+                    if len(row) == len(self.columns) and row[0].isdecimal() and int(row[0]) <= last_iter
+                ]
         with atomic_file(self.path) as file:
             file.write("".join(",".join(row) + "\n" for row in rows).encode())
         self.file = open(self.path, "a+", newline="")
@@ -308,7 +338,10 @@ def read_log(path):
         with open(path, newline="") as file:
             header, *rows = csv.reader(file)
         rows = [row for row in rows if len(row) == len(header)]  # a run may be writing the last one
-        return {name: [float(row[i]) if row[i] else math.nan for row in rows]
-                for i, name in enumerate(header)}
+        return {
+            name: [float(row[i]) if row[i] else math.nan for row in rows] for i, name in enumerate(header)
+        }
     except (ValueError, csv.Error):  # empty, no text or no numbers
-        raise UserError(f"{path} is damaged: it is no table of numbers; without it, all but the curves can be drawn") from None
+        raise UserError(
+            f"{path} is damaged: it is no table of numbers; without it, all but the curves can be drawn"
+        ) from None

@@ -5,6 +5,7 @@
 Each row of log.csv is a point, so that a run is a line, to a dot at its last row. Of two runs at the same KL the lower
 one tells more of the image in the same nats.
 """
+
 import sys
 from pathlib import Path
 
@@ -12,8 +13,8 @@ from matplotlib.figure import Figure
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from plots import save  # noqa: E402
-from utils import Parser, UserError, exit_status, read_log  # noqa: E402
+from plots import save
+from utils import Parser, UserError, exit_status, read_log
 
 
 def compare(folders, labels, to_recon, out):
@@ -32,7 +33,9 @@ def compare(folders, labels, to_recon, out):
         if not rows:
             raise UserError(f"{folder} has no row of at most {to_recon:g} nats")
         kld, recon = ([log[name][i] for i in rows] for name in ("total_kld", "recon_loss"))
-        line, = axes.plot(kld, recon, label=f"{label}: {recon[-1]:.1f} nats after {log['iter'][rows[-1]]:,.0f}")
+        (line,) = axes.plot(
+            kld, recon, label=f"{label}: {recon[-1]:.1f} nats after {log['iter'][rows[-1]]:,.0f}"
+        )
         axes.plot(kld[-1], recon[-1], "o", color=line.get_color())
     axes.set(xlabel="KL, nats an image", ylabel="reconstruction loss, nats an image", yscale="log")
     axes.yaxis.set_major_formatter("{x:.0f}")
@@ -47,12 +50,15 @@ def main():
     parser = Parser(prog="compare.py", description=__doc__.split("\n")[0])
     parser.add_argument("folders", nargs="+", help="folders of runs, in each a log.csv")
     parser.add_argument("--labels", nargs="+", help="what to call them; without: their folders' names")
-    parser.add_argument("--to_recon", type=float, default=float("inf"), help="leave out what lies above, nats")
+    parser.add_argument(
+        "--to_recon", type=float, default=float("inf"), help="leave out what lies above, nats"
+    )
     parser.add_argument("--out", default="outputs/compare.png", help="file of the picture")
     args = parser.parse_args()
     labels = args.labels or [Path(folder).name for folder in args.folders]
-    return exit_status("compare.py", "interrupted",
-                       lambda: compare(args.folders, labels, args.to_recon, args.out))
+    return exit_status(
+        "compare.py", "interrupted", lambda: compare(args.folders, labels, args.to_recon, args.out)
+    )
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ rounded off by --delta 1. Then, layer by layer, how many channels or units no im
 is, the three latents of lowest KL are replaced by these factors themselves, and the decoder trains on for that many
 iterations; then a new decoder on the same.
 """
+
 import copy
 import sys
 from pathlib import Path
@@ -22,16 +23,26 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from dsprites import FACTOR_SIZES  # noqa: E402
-from main import parse  # noqa: E402
-from model import kaiming_init, reparameterise  # noqa: E402
-from solver import Solver, capacity, epoch_order, kl_divergence, objective_B, reconstruction_loss  # noqa: E402
-from utils import Parser, UserError, count, exit_status, progress  # noqa: E402
+from dsprites import FACTOR_SIZES
+from main import parse
+from model import kaiming_init, reparameterise
+from solver import Solver, capacity, epoch_order, kl_divergence, objective_B, reconstruction_loss
+from utils import Parser, UserError, count, exit_status, progress
 
 
 def measure(path, batches, told_iterations, dset_dir):
     """Prints what is known of the weights in a checkpoint of a run with objective B on dSprites."""
-    solver = Solver(parse(["--train=False", f"--ckpt_name={path}", f"--dset_dir={dset_dir}", "--viz_on=False", "--cuda=False"]))
+    solver = Solver(
+        parse(
+            [
+                "--train=False",
+                f"--ckpt_name={path}",
+                f"--dset_dir={dset_dir}",
+                "--viz_on=False",
+                "--cuda=False",
+            ]
+        )
+    )
     if solver.args.objective != "B" or solver.args.dataset != "dsprites":
         raise UserError(f"checkpoint {path} is not of a run with --objective B on dSprites")
     if told_iterations and solver.args.z_dim < 3:
@@ -40,7 +51,10 @@ def measure(path, batches, told_iterations, dset_dir):
     data, net = solver.data, solver.net
     with torch.no_grad():
         images = data.batch(torch.linspace(0, len(data) - 1, 1000).long())
-        for name, layers, x in ("encoder", net.encoder, images), ("decoder", net.decoder, net.encode(images)[0]):
+        for name, layers, x in (
+            ("encoder", net.encoder, images),
+            ("decoder", net.decoder, net.encode(images)[0]),
+        ):
             print(f"{name}, never on:", ", ".join(f"{off} of {all_}" for off, all_ in silent(layers, x)))
     if told_iterations:
         told(net, data, told_iterations, new=False)
@@ -57,7 +71,7 @@ def noise_of_bars(path, solver, batches):
 
     distances, slopes, squares, recon_square = [], {0: [], 1: []}, {0: 0.0, 1: 0.0}, 0.0
     for batch in progress(range(batches), unit="batch"):
-        x = data.batch(order[batch * args.batch_size:][:args.batch_size])
+        x = data.batch(order[batch * args.batch_size :][: args.batch_size])
         x_recon, mu, logvar = net(x)
         total_kld = kl_divergence(mu, logvar)[0]
         recon_loss = reconstruction_loss(x, x_recon, solver.distribution)
@@ -66,16 +80,20 @@ def noise_of_bars(path, solver, batches):
         distance = (total_kld.detach() - C).requires_grad_()
         distances.append(distance.item())
         for delta in slopes:
-            slope, = torch.autograd.grad(objective_B(0, distance, args.gamma, 0, delta), distance)
+            (slope,) = torch.autograd.grad(objective_B(0, distance, args.gamma, 0, delta), distance)
             slopes[delta].append(slope.item())
-            squares[delta] += slope.item()**2 * kld_square
+            squares[delta] += slope.item() ** 2 * kld_square
     distances = torch.tensor(distances)
-    print(f"{path}: iteration {solver.iter:,}, C {C:.3f}, {batches} batches of {args.batch_size}; "
-          f"KL - C {distances.mean():.4f} ± {distances.std():.4f} nats")
+    print(
+        f"{path}: iteration {solver.iter:,}, C {C:.3f}, {batches} batches of {args.batch_size}; "
+        f"KL - C {distances.mean():.4f} ± {distances.std():.4f} nats"
+    )
     for delta, values in slopes.items():
         values = torch.tensor(values)
-        print(f"--delta {delta}: slope {values.mean():.1f} ± {values.std():.1f}, "
-              f"gradient of the KL term {(squares[delta] / recon_square)**0.5:.2f} times that of the reconstruction loss")
+        print(
+            f"--delta {delta}: slope {values.mean():.1f} ± {values.std():.1f}, "
+            f"gradient of the KL term {(squares[delta] / recon_square) ** 0.5:.2f} times that of the reconstruction loss"
+        )
 
 
 def square(gradients):
@@ -125,19 +143,25 @@ def told(net, data, iterations, new):
         optim.step()
         losses.append(loss.item())
         if iteration % every == 0:
-            tqdm.write(f"{'a new' if new else 'its'} decoder, told, after {iteration:,}: {np.mean(losses[-every:]):.1f} nats")
+            tqdm.write(
+                f"{'a new' if new else 'its'} decoder, told, after {iteration:,}: {np.mean(losses[-every:]):.1f} nats"
+            )
 
 
 def main():
     parser = Parser(prog="stall.py", description=__doc__.split("\n")[0])
     parser.add_argument("checkpoint", help="file of a run with --objective B")
     parser.add_argument("--batches", type=count, default=100, help="how many to look at")
-    parser.add_argument("--told", type=count, default=0, help="iterations of a decoder that is told shape and rotation")
+    parser.add_argument(
+        "--told", type=count, default=0, help="iterations of a decoder that is told shape and rotation"
+    )
     parser.add_argument("--dset_dir", default="data", help="folder of the data sets")
     args = parser.parse_args()
     if args.batches < 1 or args.told < 0:
         parser.error("--batches must be at least 1, --told at least 0")
-    return exit_status("stall.py", "interrupted", lambda: measure(args.checkpoint, args.batches, args.told, args.dset_dir))
+    return exit_status(
+        "stall.py", "interrupted", lambda: measure(args.checkpoint, args.batches, args.told, args.dset_dir)
+    )
 
 
 if __name__ == "__main__":

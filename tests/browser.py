@@ -1,4 +1,5 @@
 """A visdom page as a person sees it: in Chromium, without a screen. Needs chromium, chromedriver and selenium."""
+
 import contextlib
 import os
 import shutil
@@ -7,9 +8,19 @@ import urllib.parse
 
 import pytest
 
-FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
-         "--disable-background-networking", "--disable-component-update", "--disable-extensions",
-         "--disable-dev-shm-usage", "--window-size=1600,1200"]
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-sync",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-extensions",
+    "--disable-dev-shm-usage",
+    "--window-size=1600,1200",
+]
 
 # A dict a pane, in the order shown. "lines": the points that plotly holds, and how many pixels long the line is
 # that it drew (it merges points in a straight line: their number on the screen means nothing). "image": the size of
@@ -69,6 +80,7 @@ def ready(pane):
 def look(page, url, until):
     """Opens url, if it is not open; waits till until({title: pane}) is true and all is drawn; returns that dict."""
     from selenium.webdriver.support.ui import WebDriverWait
+
     base, _, env = url.rpartition("/")
     url = f"{base}/{urllib.parse.quote(env)}"
     if page.current_url != url:

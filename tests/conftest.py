@@ -37,6 +37,7 @@ def wait_for(path, process):
 def dset_dir(tmp_path_factory):
     """A data folder with the drawn dSprites in it."""
     import dataset
+
     folder = tmp_path_factory.mktemp("data")
     dataset.load_packed(folder)
     return folder
@@ -47,18 +48,44 @@ class Runs:
 
     def __init__(self, folder, dset_dir):
         self.folder = folder
-        self.flags = ["--dset_dir", dset_dir, "--output_dir", folder / "out", "--ckpt_dir", folder / "ckpt",
-                      "--model", "B", "--objective", "B", "--batch_size", 8, "--max_iter", 40, "--gather_step", 8,
-                      "--display_step", 20, "--save_step", 10, "--threads", 1, "--viz_on", False]
+        self.flags = [
+            "--dset_dir",
+            dset_dir,
+            "--output_dir",
+            folder / "out",
+            "--ckpt_dir",
+            folder / "ckpt",
+            "--model",
+            "B",
+            "--objective",
+            "B",
+            "--batch_size",
+            8,
+            "--max_iter",
+            40,
+            "--gather_step",
+            8,
+            "--display_step",
+            20,
+            "--save_step",
+            10,
+            "--threads",
+            1,
+            "--viz_on",
+            False,
+        ]
 
     def start(self, name, *flags):
         """Starts a run in a process of its own."""
         command = [sys.executable, ROOT / "main.py", *self.flags, "--viz_name", name, *flags]
-        return subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        return subprocess.Popen(
+            list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
 
     def run(self, name, *flags, status=0):
         """Runs to the end, in this process, which saves the seconds that imports take."""
         import main
+
         out, err = io.StringIO(), io.StringIO()
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             returned = main.main([*map(str, self.flags), "--viz_name", name, *map(str, flags)])

@@ -9,6 +9,7 @@ and called again with the same flags, until one call gets to the end. Then weigh
 pictures are compared, byte for byte, with those of a run in a process of its own that nobody disturbed. The trainings
 that are killed are forked from this process, which has loaded torch but computes nothing: it saves the imports' seconds.
 """
+
 import argparse
 import ctypes
 import mmap
@@ -24,25 +25,56 @@ import time
 import traceback
 from pathlib import Path
 
-os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # before any thread: forks have none but their own
+# before any thread: forks have none but their own
+os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
-from conftest import ROOT, same
 from tqdm import tqdm
 
+from conftest import ROOT, same  # puts the repository on the path
+
+# isort: split
 import main as program
 from checkpoints import read_checkpoint
 from solver import Solver
 from utils import Log, Parser, boolean, progress
 
 SAVE_STEP = 30
-FLAGS = ["--model", "B", "--objective", "B", "--batch_size", 1, "--max_iter", 240, "--gather_step", 7,
-         "--display_step", 120, "--save_step", SAVE_STEP, "--threads", 1, "--viz_on", False]
+FLAGS = [
+    "--model",
+    "B",
+    "--objective",
+    "B",
+    "--batch_size",
+    1,
+    "--max_iter",
+    240,
+    "--gather_step",
+    7,
+    "--display_step",
+    120,
+    "--save_step",
+    SAVE_STEP,
+    "--threads",
+    1,
+    "--viz_on",
+    False,
+]
 # Kinds of kills: signals, where they are aimed, and up to which event there (a file opened, moved, removed; a row).
-KINDS = [("SIGKILL", "anywhere", 0), ("SIGKILL", "checkpoint", 20), ("SIGKILL", "log", 60),
-         ("SIGTERM", "anywhere", 0), ("Ctrl-C", "anywhere", 0), ("Ctrl-C twice", "anywhere", 0)]
+KINDS = [
+    ("SIGKILL", "anywhere", 0),
+    ("SIGKILL", "checkpoint", 20),
+    ("SIGKILL", "log", 60),
+    ("SIGTERM", "anywhere", 0),
+    ("Ctrl-C", "anywhere", 0),
+    ("Ctrl-C twice", "anywhere", 0),
+]
 DRAWING = [("SIGKILL", "pictures", 40), ("SIGKILL", "anywhere", 0)]
-SIGNALS = {"SIGKILL": [signal.SIGKILL], "SIGTERM": [signal.SIGTERM], "Ctrl-C": [signal.SIGINT],
-           "Ctrl-C twice": [signal.SIGINT, signal.SIGINT]}
+SIGNALS = {
+    "SIGKILL": [signal.SIGKILL],
+    "SIGTERM": [signal.SIGTERM],
+    "Ctrl-C": [signal.SIGINT],
+    "Ctrl-C twice": [signal.SIGINT, signal.SIGINT],
+}
 STATUS = {"SIGKILL": {-9}, "SIGTERM": {143, -15}, "Ctrl-C": {130}, "Ctrl-C twice": {130, -2}}
 
 
@@ -59,16 +91,32 @@ class Training:
     """A run of main.py under a name, called again and again: each time a fork of this process."""
 
     def __init__(self, folder, name, dset_dir, draws):
-        self.outputs, self.checkpoints, self.text = folder / "out" / name, folder / "ckpt" / name, folder / f"{name}.txt"
-        self.flags = [*FLAGS, "--viz_name", name, "--dset_dir", dset_dir, "--output_dir", folder / "out",
-                      "--ckpt_dir", folder / "ckpt", "--save_output", draws]
+        self.outputs, self.checkpoints, self.text = (
+            folder / "out" / name,
+            folder / "ckpt" / name,
+            folder / f"{name}.txt",
+        )
+        self.flags = [
+            *FLAGS,
+            "--viz_name",
+            name,
+            "--dset_dir",
+            dset_dir,
+            "--output_dir",
+            folder / "out",
+            "--ckpt_dir",
+            folder / "ckpt",
+            "--save_output",
+            draws,
+        ]
         self.flags = list(map(str, self.flags))
         self.reached = ctypes.c_int64.from_buffer(mmap.mmap(-1, 8))  # iteration, shared with the fork
 
     def fork(self, place=None, nth=0, at_once=False):
         """Starts it; returns its pid and a pipe in which a byte comes at the nth event at that place."""
         reader, writer = os.pipe()
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # until the fork has its own handler
+        # until the fork has its own handler
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         if pid := os.fork():
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
             os.close(writer)
@@ -78,7 +126,8 @@ class Training:
             signal.signal(signal.SIGINT, interrupt)
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
             os.close(reader)
-            tqdm.set_lock(threading.RLock())  # its own is shared with all forks, and stays taken when one is killed in it
+            # its own is shared with all forks, and stays taken when one is killed in it
+            tqdm.set_lock(threading.RLock())
             for number in (1, 2):
                 os.dup2(os.open(self.text, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
             self.watch(place, nth, at_once, writer)
@@ -105,10 +154,18 @@ class Training:
 
         def audit(name, args):  # Python calls it before it opens, moves or removes a file
             if place in ("checkpoint", "log", "pictures") and (
-                    name in ("os.rename", "os.remove") or name == "open" and args[1] and set(args[1]) & set("wa+")):
+                name in ("os.rename", "os.remove") or name == "open" and args[1] and set(args[1]) & set("wa+")
+            ):
                 path = str(args[0])
-                if place == ("checkpoint" if path.startswith(f"{self.checkpoints}/") else
-                             "log" if "log.csv" in path else "pictures" if path.startswith(f"{self.outputs}/") else ""):
+                if place == (
+                    "checkpoint"
+                    if path.startswith(f"{self.checkpoints}/")
+                    else "log"
+                    if "log.csv" in path
+                    else "pictures"
+                    if path.startswith(f"{self.outputs}/")
+                    else ""
+                ):
                     event()
 
         def next_indices(solver, of=Solver.next_indices):
@@ -136,7 +193,8 @@ class Training:
         """Calls it once more, which takes up to length seconds, and kills it; returns its exit status."""
         at_once = place != "anywhere" and rng.random() < 0.5
         pid, reader = self.fork(place, rng.randint(1, latest + 1), at_once)
-        select.select([reader], [], [], rng.random() * length if place == "anywhere" else None)  # a byte, or its end
+        # a byte, or its end
+        select.select([reader], [], [], rng.random() * length if place == "anywhere" else None)
         if place != "anywhere":
             time.sleep(rng.random() * 0.02)
         for number in SIGNALS[kind]:
@@ -154,25 +212,43 @@ class Training:
 
     def temporaries(self):
         """What was being written as it was killed: it is still there, under its temporary name; with the time."""
-        return {(path, path.stat().st_mtime_ns) for folder in (self.outputs, self.checkpoints)
-                for path in folder.rglob(".*.tmp")}
+        return {
+            (path, path.stat().st_mtime_ns)
+            for folder in (self.outputs, self.checkpoints)
+            for path in folder.rglob(".*.tmp")
+        }
 
 
 def differences(one, other):
     """What two finished trainings do not have in common: parts of the checkpoint, and files."""
     states = [read_checkpoint(each.checkpoints / "last") for each in (one, other)]
-    found = [key for key in states[0].keys() | states[1].keys()
-             if key != "arguments" and not same(states[0].get(key), states[1].get(key))]
-    files = [{str(path.relative_to(each.outputs)): path.read_bytes() for path in each.outputs.rglob("*")
-              if path.is_file() and path.name not in ("args.json", "log.csv.old", "lock")} for each in (one, other)]
-    return found + [name for name in files[0].keys() | files[1].keys() if files[0].get(name) != files[1].get(name)]
+    found = [
+        key
+        for key in states[0].keys() | states[1].keys()
+        if key != "arguments" and not same(states[0].get(key), states[1].get(key))
+    ]
+    files = [
+        {
+            str(path.relative_to(each.outputs)): path.read_bytes()
+            for path in each.outputs.rglob("*")
+            if path.is_file() and path.name not in ("args.json", "log.csv.old", "lock")
+        }
+        for each in (one, other)
+    ]
+    return found + [
+        name for name in files[0].keys() | files[1].keys() if files[0].get(name) != files[1].get(name)
+    ]
 
 
 def undisturbed(folder, dset_dir, draws):
     """A finished training in a process of its own, and the seconds that a fork takes for the same."""
     whole, fork = (Training(folder, f"{name}_{draws}", dset_dir, draws) for name in ("whole", "fork"))
-    subprocess.run([sys.executable, ROOT / "main.py", *whole.flags], check=True, stdout=subprocess.DEVNULL,
-                   stderr=subprocess.DEVNULL)
+    subprocess.run(
+        [sys.executable, ROOT / "main.py", *whole.flags],
+        check=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     start = time.monotonic()
     if fork.run() or differences(whole, fork):
         sys.exit("a fork does not train as a process of its own does")
@@ -189,15 +265,21 @@ def disturbed(training, whole, length, kinds, most, rng):
             break
         most -= 1
         lost = max(0, training.reached.value - training.resumed())
-        allowed = 1 if kind[0] in ("SIGTERM", "Ctrl-C") and status > 0 else SAVE_STEP  # it may come between two of them
-        fault = (f"{kind[0]} lost {lost} iterations" if lost > allowed else
-                 f"{kind[0]} ended it with status {status}" if status not in STATUS[kind[0]] else None)
+        # it may come between two of them
+        allowed = 1 if kind[0] in ("SIGTERM", "Ctrl-C") and status > 0 else SAVE_STEP
+        fault = (
+            f"{kind[0]} lost {lost} iterations"
+            if lost > allowed
+            else f"{kind[0]} ended it with status {status}"
+            if status not in STATUS[kind[0]]
+            else None
+        )
         yield kind[:2], bool(training.temporaries() - before), lost, fault
     status = training.run() if status else 0
     fault = f"ends with status {status}" if status else ", ".join(differences(whole, training))
     text = training.text.read_text(errors="replace")
     if "Traceback" in text:
-        fault += text[text.index("Traceback"):]
+        fault += text[text.index("Traceback") :]
     if fault:
         yield None, False, 0, f"{training.outputs.name} {fault}"
 
@@ -222,23 +304,33 @@ def campaign(folder, dset_dir, kills, minutes, seed, draw=False, bar=None):
 
 
 def main(argv=None):
-    parser = Parser(prog="crash.py", description=__doc__.split("\n")[0], allow_abbrev=False,
-                    formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = Parser(
+        prog="crash.py",
+        description=__doc__.split("\n")[0],
+        allow_abbrev=False,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
     parser.add_argument("--kills", type=int, default=200, help="how often to kill a training")
     parser.add_argument("--minutes", type=float, default=30, help="after which no new training begins")
     parser.add_argument("--seed", type=int, default=1, help="of the moments")
     parser.add_argument("--dset_dir", default="data", help="folder of dSprites")
     parser.add_argument("--pictures", type=boolean, default=False, help="draw them, and kill amid them")
     args = parser.parse_args(argv)
-    with tempfile.TemporaryDirectory() as folder, progress(total=args.kills, unit=" kills", delay=0, leave=True) as bar:
-        table, runs, faults = campaign(Path(folder), args.dset_dir, args.kills, args.minutes, args.seed,
-                                       args.pictures, bar)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        progress(total=args.kills, unit=" kills", delay=0, leave=True) as bar,
+    ):
+        table, runs, faults = campaign(
+            Path(folder), args.dset_dir, args.kills, args.minutes, args.seed, args.pictures, bar
+        )
     print(f"{'kill':<14}{'aimed at':<12}{'kills':>6}{'amid writing':>14}{'most iterations lost':>22}")
     for (kind, place), (count, amid, lost) in table.items():
         print(f"{kind:<14}{place:<12}{count:>6}{amid:>14}{lost:>22}")
     kills = sum(row[0] for row in table.values())
-    print(f"{kills} kills in {runs} runs, a checkpoint every {SAVE_STEP} iterations; "
-          + (f"{len(faults)} faults" if faults else "each run ended with the bytes of one that was left alone"))
+    print(
+        f"{kills} kills in {runs} runs, a checkpoint every {SAVE_STEP} iterations; "
+        + (f"{len(faults)} faults" if faults else "each run ended with the bytes of one that was left alone")
+    )
     print(*faults, sep="\n", end="\n" * bool(faults))
     return 1 if faults or kills < args.kills else 0
 

@@ -1,4 +1,5 @@
 """Images for tests, and the folders and archives that hold them."""
+
 import io
 import tarfile
 import zipfile
@@ -13,7 +14,9 @@ def photo(seed=0, size=(178, 218), mode="RGB"):
     """An image with the smoothness and noise of a photograph."""
     rng = np.random.default_rng(seed)
     small = Image.fromarray(rng.integers(0, 256, (7, 6, 3), dtype=np.uint8))
-    pixels = np.asarray(small.resize(size, Image.Resampling.BICUBIC)) + rng.normal(0, 4, (size[1], size[0], 3))
+    pixels = np.asarray(small.resize(size, Image.Resampling.BICUBIC)) + rng.normal(
+        0, 4, (size[1], size[0], 3)
+    )
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).convert(mode)
 
 

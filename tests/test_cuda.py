@@ -1,10 +1,11 @@
 """Training on a CUDA device. Skipped where there is none."""
+
 import pytest
 import torch
 
 import main
-from solver import Solver
 from checkpoints import read_checkpoint
+from solver import Solver
 from utils import read_log
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")

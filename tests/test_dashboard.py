@@ -1,4 +1,5 @@
 """The dashboard, on a real visdom server: what a person sees in Chromium, and that nothing harms training."""
+
 import http.server
 import json
 import os
@@ -20,8 +21,8 @@ from PIL import Image
 
 import dashboard
 import plots
-from checkpoints import read_checkpoint
 from browser import chromium, look, unavailable
+from checkpoints import read_checkpoint
 from conftest import ROOT, same, wait_for
 from dashboard import Dashboard
 from utils import read_log
@@ -32,6 +33,7 @@ RUN = ["run", "recon", "kld", "mu", "var"]
 
 
 # Servers. All listen on this machine only.
+
 
 def free_port():
     with socket.socket() as taken:
@@ -45,21 +47,41 @@ class Server:
     def __init__(self, folder, login=False, download=False):
         self.folder, self.port, self.login = folder, free_port(), login
         # what `python -m visdom.server` runs once it has the files that only a browser needs
-        self.start_it = ["-m", "visdom.server"] if download else [
-            "-c", "from visdom.server.run_server import main; main()"]
+        self.start_it = (
+            ["-m", "visdom.server"]
+            if download
+            else ["-c", "from visdom.server.run_server import main; main()"]
+        )
         (folder / ".visdom").mkdir(parents=True)
         self.start()
 
     def start(self):
         env = {**os.environ, "HOME": str(self.folder)}
         if self.login:
-            env |= dict(VISDOM_USE_ENV_CREDENTIALS="1", VISDOM_USERNAME="me", VISDOM_PASSWORD="secret",
-                        VISDOM_COOKIE=f"of {self.port} since {time.time()}")
-        flags = ["-port", self.port, "-env_path", self.folder / "envs", "-bind_local", "-logging_level", "ERROR"]
+            env |= dict(
+                VISDOM_USE_ENV_CREDENTIALS="1",
+                VISDOM_USERNAME="me",
+                VISDOM_PASSWORD="secret",
+                VISDOM_COOKIE=f"of {self.port} since {time.time()}",
+            )
+        flags = [
+            "-port",
+            self.port,
+            "-env_path",
+            self.folder / "envs",
+            "-bind_local",
+            "-logging_level",
+            "ERROR",
+        ]
         self.log = open(self.folder / "log", "w")
         self.process = subprocess.Popen(
             list(map(str, [sys.executable, *self.start_it, *flags, *["-enable_login"] * self.login])),
-            env=env, cwd=self.folder, stdin=subprocess.DEVNULL, stdout=self.log, stderr=subprocess.STDOUT)
+            env=env,
+            cwd=self.folder,
+            stdin=subprocess.DEVNULL,
+            stdout=self.log,
+            stderr=subprocess.STDOUT,
+        )
         end = time.time() + 60
         while time.time() < end and self.process.poll() is None:
             try:
@@ -77,8 +99,11 @@ class Server:
 
     def windows(self, name):
         """{window: what the server holds of it} of a run's environment."""
-        reply = requests.post(f"http://127.0.0.1:{self.port}/win_data", timeout=10,
-                              json={"eid": dashboard.environment(name), "win": None})
+        reply = requests.post(
+            f"http://127.0.0.1:{self.port}/win_data",
+            timeout=10,
+            json={"eid": dashboard.environment(name), "win": None},
+        )
         return json.loads(reply.text) if reply.ok else {}
 
 
@@ -99,6 +124,7 @@ def own_server(tmp_path):
 @contextmanager
 def answering(status, body=b"hello"):
     """A server of HTTP that gives the same answer to all; yields its port."""
+
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_POST(self):
             self.rfile.read(int(self.headers["Content-Length"]))
@@ -118,6 +144,7 @@ def answering(status, body=b"hello"):
 
 # Runs.
 
+
 def write_run(folder, rows=5, iteration=50, z_dim=3, change=lambda log: None, name="run"):
     """A run's folder without its training; change may alter the columns of its log, {name: list of numbers}."""
     columns = ["recon_loss", "total_kld", "mean_kld", "C"]
@@ -128,8 +155,16 @@ def write_run(folder, rows=5, iteration=50, z_dim=3, change=lambda log: None, na
     (folder / str(iteration)).mkdir(parents=True, exist_ok=True)
     lines = [",".join(log), *(",".join(f"{value:.6g}" for value in row) for row in zip(*log.values()))]
     (folder / "log.csv").write_text("\n".join(lines) + "\n")
-    (folder / "args.json").write_text(json.dumps({"arguments": {"viz_name": name, "max_iter": 100, "html": "<b>&"},
-                                                  "device": "cpu", "threads": 1, "precision": "float32"}))
+    (folder / "args.json").write_text(
+        json.dumps(
+            {
+                "arguments": {"viz_name": name, "max_iter": 100, "html": "<b>&"},
+                "device": "cpu",
+                "threads": 1,
+                "precision": "float32",
+            }
+        )
+    )
     for picture in ("reconstruction", "traverse_heart"):
         Image.new("RGB", (300, 200), (iteration, 0, 0)).save(folder / str(iteration) / f"{picture}.png")
     return folder
@@ -169,8 +204,11 @@ def told(done):
 
 def shown(server, name="run"):
     """{window: {line: (x, y)}} of the curves."""
-    return {win: {line["name"]: (line["x"], line["y"]) for line in window["content"]["data"]}
-            for win, window in server.windows(name).items() if window["type"] == "plot"}
+    return {
+        win: {line["name"]: (line["x"], line["y"]) for line in window["content"]["data"]}
+        for win, window in server.windows(name).items()
+        if window["type"] == "plot"
+    }
 
 
 # What a person sees.
@@ -190,28 +228,38 @@ def test_a_run_is_on_the_page_as_its_files_say_and_is_kept_up_to_date_in_place(r
 def compare_with_files(page, runs, server):
     flags = ["--viz_on", True, "--viz_port", server.port, "--gather_step", 4]
     url = re.search(r"dashboard: (\S+)", runs.run("live", *flags).stdout)[1]
-    seeds = [f"Traversals from {seed}, iteration 40" for seed in ("ellipse", "heart", "image", "random", "square")]
+    seeds = [
+        f"Traversals from {seed}, iteration 40" for seed in ("ellipse", "heart", "image", "random", "square")
+    ]
     panes = look(page, url, lambda panes: len(panes) == 11)
     assert sorted(panes) == sorted([*TITLES, "Reconstructions, iteration 40", *seeds])
     assert_curves(panes, read_log(runs.outputs("live") / "log.csv"))
     for pane in panes.values():
         if pane["image"]:
             assert pane["caption"] == pane["title"]  # with the iteration
-            file = "reconstruction" if "Recon" in pane["title"] else f"traverse_{pane['title'].split()[2][:-1]}"
+            file = (
+                "reconstruction" if "Recon" in pane["title"] else f"traverse_{pane['title'].split()[2][:-1]}"
+            )
             assert pane["image"] == list(Image.open(runs.outputs("live") / "40" / f"{file}.png").size)
     words = panes["Run"]["text"]
     assert "live" in words and "iteration40 of 40" in words and "it/s, 0 h 0 min left" in words
     assert "cpu, 1 threads, float32" in words and "objective B" in words
 
     runs.run("live", *flags, "--max_iter", 60)  # on the same page, which is not loaded again
-    later = look(page, url, lambda panes: "Reconstructions, iteration 60" in panes
-                 and "60 of 60" in panes["Run"]["text"])
+    later = look(
+        page,
+        url,
+        lambda panes: "Reconstructions, iteration 60" in panes and "60 of 60" in panes["Run"]["text"],
+    )
     assert [pane["box"] for pane in later.values()] == [pane["box"] for pane in panes.values()]
     assert_curves(later, read_log(runs.outputs("live") / "log.csv"))
 
     # An infinite value stops visdom's page for good, where it gets there.
-    folder = write_run(runs.folder / "odd", change=lambda log: log.update(kld_1=[1, np.inf, np.nan, 2, 3]),
-                       name="Größe a/b #1?")
+    folder = write_run(
+        runs.folder / "odd",
+        change=lambda log: log.update(kld_1=[1, np.inf, np.nan, 2, 3]),
+        name="Größe a/b #1?",
+    )
     assert dashboard.main([str(folder), "--viz_port", str(server.port)]) == 0
     panes = look(page, f"http://localhost:{server.port}/env/Größe_a_b__1_", lambda panes: len(panes) == 7)
     z_1 = next(line for line in panes["KL from the prior"]["lines"] if line["name"] == "z_1")
@@ -223,8 +271,12 @@ def assert_curves(panes, log):
     latents = [f"z_{j}" for j in range(10)]
     for title, names, columns, unit in [
         ("Reconstruction loss", ["reconstruction"], ["recon_loss"], "nats an image"),
-        ("KL from the prior", ["total", "mean", "C", *latents],
-         ["total_kld", "mean_kld", "C", *(f"kld_{j}" for j in range(10))], "nats"),
+        (
+            "KL from the prior",
+            ["total", "mean", "C", *latents],
+            ["total_kld", "mean_kld", "C", *(f"kld_{j}" for j in range(10))],
+            "nats",
+        ),
         ("Posterior mean", latents, [f"mu_{j}" for j in range(10)], "mean of \u03bc (prior: \u03c3 = 1)"),
         ("Posterior variance", latents, [f"var_{j}" for j in range(10)], "mean of \u03c3\u00b2 (prior: 1)"),
     ]:
@@ -237,6 +289,7 @@ def assert_curves(panes, log):
 
 
 # What the windows hold.
+
 
 def test_long_curves_are_thinned_and_keep_both_ends(tmp_path):
     log = read_log(write_run(tmp_path, rows=2345) / "log.csv")
@@ -260,12 +313,17 @@ def test_an_objective_without_C_has_no_line_for_it_and_a_log_without_rows_no_win
     assert list(dashboard.curves(read_log(write_run(tmp_path, rows=0) / "log.csv"))) == []
 
 
-@pytest.mark.parametrize("values, as_numbers", [
-    (torch.tensor([1.5, float("nan"), float("inf")], dtype=torch.bfloat16), [1.5, None, None]),
-    (torch.tensor(2.5, requires_grad=True), [2.5]),
-    ([torch.tensor(1, dtype=torch.int64), torch.tensor(2.5)], [1, 2.5]),
-    (np.float32(-np.inf), [None]), (3, [3]), (np.arange(3).reshape(3, 1), [0, 1, 2]),
-])
+@pytest.mark.parametrize(
+    "values, as_numbers",
+    [
+        (torch.tensor([1.5, float("nan"), float("inf")], dtype=torch.bfloat16), [1.5, None, None]),
+        (torch.tensor(2.5, requires_grad=True), [2.5]),
+        ([torch.tensor(1, dtype=torch.int64), torch.tensor(2.5)], [1, 2.5]),
+        (np.float32(-np.inf), [None]),
+        (3, [3]),
+        (np.arange(3).reshape(3, 1), [0, 1, 2]),
+    ],
+)
 def test_numbers_of_any_kind_are_shown_and_what_is_not_finite_is_a_gap(server, values, as_numbers):
     client = dashboard.connect("127.0.0.1", server.port, "numbers")
     dashboard.show(client, "w", "title", x=torch.arange(len(as_numbers)), lines={"z_0": values}, unit="nats")
@@ -275,17 +333,25 @@ def test_numbers_of_any_kind_are_shown_and_what_is_not_finite_is_a_gap(server, v
 
 def test_scores_and_odd_texts_are_in_the_words_of_a_run(tmp_path):
     write_run(tmp_path)
-    (tmp_path / "50" / "metrics.json").write_text(json.dumps({"mig": 0.1234, "dci": None, "settings": {"a": 1}}))
+    (tmp_path / "50" / "metrics.json").write_text(
+        json.dumps({"mig": 0.1234, "dci": None, "settings": {"a": 1}})
+    )
     words = dashboard.summary(tmp_path, "a<b", iteration=torch.tensor(60), rate=torch.tensor(0.01))["html"]
     assert "<h4>a&lt;b</h4>" in words and "html &lt;b&gt;&amp;" in words
     assert "scores at 50</b></td><td>mig 0.123</td>" in words
     assert "60 of 100 (60.0 %)" in words and "0.0 it/s, 1 h 7 min left" in words
 
 
-@pytest.mark.parametrize("name, env", [
-    ("a/b", "a_b"), ("two words", "two_words"), ("größe-1.5=x", "größe-1.5=x"), ("a#b?c+d%e&", "a_b_c_d_e_"),
-    ("中" * 100, "中" * 66),
-])
+@pytest.mark.parametrize(
+    "name, env",
+    [
+        ("a/b", "a_b"),
+        ("two words", "two_words"),
+        ("größe-1.5=x", "größe-1.5=x"),
+        ("a#b?c+d%e&", "a_b_c_d_e_"),
+        ("中" * 100, "中" * 66),
+    ],
+)
 def test_odd_names_of_runs_are_shown(server, tmp_path, capsys, name, env):
     assert dashboard.main([str(write_run(tmp_path, name=name)), "--viz_port", str(server.port)]) == 0
     assert said(capsys) == [f"dashboard: http://localhost:{server.port}/env/{env}"]
@@ -327,6 +393,7 @@ def test_dashboard_py_shows_a_run_again_or_says_in_one_line_why_not(server, tmp_
 
 # Nothing harms training.
 
+
 def test_training_is_the_same_to_the_byte_with_and_without_a_dashboard(runs, server):
     states = [random.getstate(), np.random.get_state(), torch.get_rng_state()]
     with_it = runs.run("with", *SHORT, "--viz_port", server.port)
@@ -339,7 +406,10 @@ def test_training_is_the_same_to_the_byte_with_and_without_a_dashboard(runs, ser
         assert same(on[key], off[key]), key
     for path in runs.outputs("without").rglob("*.*"):
         if path.name != "args.json":
-            assert path.read_bytes() == (runs.outputs("with") / path.relative_to(runs.outputs("without"))).read_bytes()
+            assert (
+                path.read_bytes()
+                == (runs.outputs("with") / path.relative_to(runs.outputs("without"))).read_bytes()
+            )
 
 
 def test_without_a_server_a_run_says_once_how_to_start_one_and_goes_on(runs):
@@ -360,10 +430,18 @@ def test_without_visdom_a_run_says_so_once_and_goes_on(runs, monkeypatch):
 
 
 def test_visdom_is_imported_only_where_there_is_something_to_show():
-    code = "import sys, main, dashboard; dashboard.Dashboard('x', 'x').update(1); print('visdom' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True).stdout == "False\n"
-    assert [path.name for path in ROOT.glob("*.py") if re.search(r"^\s*(import|from) visdom", path.read_text(), re.M)
-            ] == ["dashboard.py"]
+    code = (
+        "import sys, main, dashboard; dashboard.Dashboard('x', 'x').update(1); print('visdom' in sys.modules)"
+    )
+    assert (
+        subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True).stdout
+        == "False\n"
+    )
+    assert [
+        path.name
+        for path in ROOT.glob("*.py")
+        if re.search(r"^\s*(import|from) visdom", path.read_text(), re.M)
+    ] == ["dashboard.py"]
 
 
 def test_a_server_that_is_killed_and_comes_back_empty_shows_all_again(own_server, tmp_path, capsys, quick):
@@ -399,8 +477,9 @@ def test_a_server_that_is_emptied_unnoticed_gets_whole_windows_at_the_next_send(
 
 
 @pytest.mark.parametrize("login", [False, True])
-def test_a_server_that_hangs_stops_neither_training_nor_its_end(own_server, tmp_path, capsys, quick, monkeypatch,
-                                                                login):
+def test_a_server_that_hangs_stops_neither_training_nor_its_end(
+    own_server, tmp_path, capsys, quick, monkeypatch, login
+):
     if login:  # visdom's request for the login has no limit of time
         monkeypatch.setenv("VISDOM_USERNAME", "me")
         monkeypatch.setenv("VISDOM_PASSWORD", "secret")
@@ -443,8 +522,19 @@ def test_a_server_that_hung_shows_the_newest_when_it_goes_on(own_server, tmp_pat
 
 def test_ctrl_c_ends_a_run_soon_though_the_server_hangs(own_server, runs):
     own_server.process.send_signal(signal.SIGSTOP)
-    process = runs.start("run", "--viz_on", True, "--viz_port", own_server.port, "--max_iter", 10**6,
-                         "--save_step", 10**6, "--display_step", 10**6)
+    process = runs.start(
+        "run",
+        "--viz_on",
+        True,
+        "--viz_port",
+        own_server.port,
+        "--max_iter",
+        10**6,
+        "--save_step",
+        10**6,
+        "--display_step",
+        10**6,
+    )
     wait_for(runs.outputs("run") / "args.json", process)
     time.sleep(1)
     process.send_signal(signal.SIGINT)
@@ -462,11 +552,15 @@ def fault(tmp_path, port, capsys):
             until(lambda: board.up is False)
             time.sleep(0.25)
     lines = said(capsys)
-    assert len(lines) == 1 and lines[0].startswith("no dashboard at") and lines[0].endswith("; training goes on")
+    assert (
+        len(lines) == 1 and lines[0].startswith("no dashboard at") and lines[0].endswith("; training goes on")
+    )
     return lines[0]
 
 
-@pytest.mark.parametrize("status, why", [(500, "HTTP 500"), (404, "HTTP 404"), (200, "something else than visdom")])
+@pytest.mark.parametrize(
+    "status, why", [(500, "HTTP 500"), (404, "HTTP 404"), (200, "something else than visdom")]
+)
 def test_a_server_with_errors_or_of_something_else_is_told_once(tmp_path, capsys, quick, status, why):
     with answering(status) as port:
         assert why in fault(tmp_path, port, capsys)
@@ -474,6 +568,7 @@ def test_a_server_with_errors_or_of_something_else_is_told_once(tmp_path, capsys
 
 def test_a_port_where_no_HTTP_is_spoken_is_told_once(tmp_path, capsys, quick):
     with socket.create_server(("127.0.0.1", 0)) as listener:
+
         def greet():
             for _ in range(20):
                 try:
@@ -483,6 +578,7 @@ def test_a_port_where_no_HTTP_is_spoken_is_told_once(tmp_path, capsys, quick):
                 connection.sendall(b"SSH-2.0-OpenSSH_9.2\r\n")
                 connection.recv(10_000)
                 connection.close()
+
         threading.Thread(target=greet, daemon=True).start()
         assert "no visdom server there" in fault(tmp_path, listener.getsockname()[1], capsys)
         listener.shutdown(socket.SHUT_RDWR)
@@ -508,8 +604,6 @@ def test_a_server_that_wants_a_login_gets_it_from_the_environment(tmp_path, caps
         assert kinds(said(capsys)) == ["dashboard", "no dashboard", "dashboard"]
     finally:
         server.kill()
-
-
 
 
 def test_sending_takes_under_one_percent_of_the_time_and_the_end_is_sent_at_once(tmp_path, monkeypatch):

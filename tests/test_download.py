@@ -1,4 +1,5 @@
 """Downloads, from a server on this machine that does what servers do; nothing here reaches the network."""
+
 import hashlib
 import http.server
 import re
@@ -15,11 +16,19 @@ BODY = bytes(range(256)) * 4000  # 1 MB
 
 class Server(http.server.ThreadingHTTPServer):
     """Serves .body at every address; .breaks lists after how many bytes the next answers break off."""
+
     daemon_threads = True
 
     def __init__(self, body):
         super().__init__(("127.0.0.1", 0), Handler)
-        self.body, self.breaks, self.requests, self.kind, self.ranges, self.status = body, [], [], "application/zip", True, 200
+        self.body, self.breaks, self.requests, self.kind, self.ranges, self.status = (
+            body,
+            [],
+            [],
+            "application/zip",
+            True,
+            200,
+        )
         self.url = f"http://127.0.0.1:{self.server_address[1]}/img_align_celeba.zip"
 
 
@@ -53,7 +62,9 @@ def server(monkeypatch):
 
 
 def offer(server, monkeypatch, size=True, url=None):
-    remote = download.Remote(url or server.url, "sha256", hashlib.sha256(server.body).hexdigest(), size and len(server.body))
+    remote = download.Remote(
+        url or server.url, "sha256", hashlib.sha256(server.body).hexdigest(), size and len(server.body)
+    )
     monkeypatch.setitem(download.FILES, "celeba", remote)
 
 
@@ -98,7 +109,9 @@ def test_a_later_call_goes_on_and_a_server_without_ranges_starts_again(server, t
     assert download.fetch("celeba", tmp_path).read_bytes() == BODY
 
 
-def test_a_part_that_is_whole_is_not_asked_for_and_a_wrong_one_is_removed(server, tmp_path, monkeypatch, capsys):
+def test_a_part_that_is_whole_is_not_asked_for_and_a_wrong_one_is_removed(
+    server, tmp_path, monkeypatch, capsys
+):
     part = tmp_path / "img_align_celeba.zip.part"
     part.write_bytes(BODY)
     assert download.fetch("celeba", tmp_path).read_bytes() == BODY and server.requests == []
@@ -156,7 +169,9 @@ def no_network(*args, **options):
 
 def test_the_addresses_and_checksums_are_those_published():
     celeba = download.FILES["celeba"]
-    assert celeba.size == 1_443_490_838 and celeba.checksum.startswith("46fb8944") and len(celeba.checksum) == 64
+    assert (
+        celeba.size == 1_443_490_838 and celeba.checksum.startswith("46fb8944") and len(celeba.checksum) == 64
+    )
     assert download.FILES["dsprites"].checksum == "7da33b31b13a06f4b04a70402ce90c2e"
     assert download.FILES["3dchairs"].checksum == "7941bff4d19665ed2dd8c82e88293e1b"
     for name, remote in download.FILES.items():

@@ -45,8 +45,13 @@ def test_a_damaged_cache_is_drawn_again(dset_dir, tmp_path, damage, capsys):
     whole = (dset_dir / "dsprites_64x64_packed.npy").read_bytes()
     cache = tmp_path / "dsprites_64x64_packed.npy"
     middle = len(whole) // 2
-    cache.write_bytes({"flipped bit": whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1:],
-                       "cut short": whole[:middle], "empty": b""}[damage])
+    cache.write_bytes(
+        {
+            "flipped bit": whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :],
+            "cut short": whole[:middle],
+            "empty": b"",
+        }[damage]
+    )
     dataset.load_packed(tmp_path)
     assert "damaged" in capsys.readouterr().out
     assert cache.read_bytes() == whole

@@ -1,4 +1,5 @@
 """Metrics: what they must say of codes that are known to be good or bad, and that each is its definition."""
+
 import json
 import math
 import random
@@ -15,16 +16,43 @@ import dsprites
 import metrics
 from checkpoints import read_checkpoint
 from conftest import same
-from metrics import (active_latents, dci, encode_all, factor_vae, higgins, importance_scores, mean_kl, mig, modularity,
-                     mutual_information, sap, score, share_factor, split, subgrid, total_correlation)
+from metrics import (
+    active_latents,
+    dci,
+    encode_all,
+    factor_vae,
+    higgins,
+    importance_scores,
+    mean_kl,
+    mig,
+    modularity,
+    mutual_information,
+    sap,
+    score,
+    share_factor,
+    split,
+    subgrid,
+    total_correlation,
+)
 from model import BetaVAE_B
 from utils import read_log
 
 SIZES = (3, 4, 5, 6)
-FACTORS = subgrid(SIZES)[1]                                     # 360, 4
+FACTORS = subgrid(SIZES)[1]  # 360, 4
 POINTS = dict(train=1000, test=500)
-KEYS = ["higgins_paper", "higgins", "factor_vae", "mig", "dci_disentanglement", "dci_completeness",
-        "dci_informativeness", "sap", "modularity", "active_latents", "total_correlation"]
+KEYS = [
+    "higgins_paper",
+    "higgins",
+    "factor_vae",
+    "mig",
+    "dci_disentanglement",
+    "dci_completeness",
+    "dci_informativeness",
+    "sap",
+    "modularity",
+    "active_latents",
+    "total_correlation",
+]
 
 
 def perfect(factors=FACTORS):
@@ -49,9 +77,14 @@ def mixed():
 
 def all_scores(codes, seed=0):
     parts = dci(codes, FACTORS, seed)
-    return dict(higgins=higgins(codes, FACTORS, seed, **POINTS), factor_vae=factor_vae(codes, FACTORS, seed, **POINTS),
-                mig=mig(codes, FACTORS, seed), sap=sap(codes, FACTORS, seed),
-                modularity=modularity(codes, FACTORS, seed), **parts)
+    return dict(
+        higgins=higgins(codes, FACTORS, seed, **POINTS),
+        factor_vae=factor_vae(codes, FACTORS, seed, **POINTS),
+        mig=mig(codes, FACTORS, seed),
+        sap=sap(codes, FACTORS, seed),
+        modularity=modularity(codes, FACTORS, seed),
+        **parts,
+    )
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -69,8 +102,17 @@ def perfect_scores():
 
 # What a score must say.
 
+
 def test_perfect_codes_reach_the_ceiling_of_every_metric(perfect_scores):
-    for name in ("higgins", "factor_vae", "mig", "modularity", "disentanglement", "completeness", "informativeness"):
+    for name in (
+        "higgins",
+        "factor_vae",
+        "mig",
+        "modularity",
+        "disentanglement",
+        "completeness",
+        "informativeness",
+    ):
         assert perfect_scores[name] > 0.99, name
     assert perfect_scores["sap"] > 0.25  # of one latent and straight lines; far above the rest below
     assert total_correlation(perfect()) == pytest.approx(0, abs=1e-9)
@@ -89,8 +131,16 @@ def test_perfect_codes_of_dsprites_reach_the_ceilings_that_the_docstrings_state(
 
 def test_rotated_codes_score_clearly_less_where_the_definition_allows_it(perfect_scores):
     scores = all_scores(rotated())
-    for name, less in dict(higgins=0.3, factor_vae=0.4, mig=0.8, sap=0.2, modularity=0.4, disentanglement=0.7,
-                           completeness=0.7, informativeness=0.1).items():
+    for name, less in dict(
+        higgins=0.3,
+        factor_vae=0.4,
+        mig=0.8,
+        sap=0.2,
+        modularity=0.4,
+        disentanglement=0.7,
+        completeness=0.7,
+        informativeness=0.1,
+    ).items():
         assert scores[name] < perfect_scores[name] - less, name
     assert total_correlation(rotated()) == pytest.approx(0, abs=1e-9)  # still uncorrelated
 
@@ -98,7 +148,10 @@ def test_rotated_codes_score_clearly_less_where_the_definition_allows_it(perfect
 def test_noise_scores_near_chance_or_nothing():
     factors = subgrid((3, 6, 10, 10, 10))[1]
     codes = noise(len(factors), 6)
-    assert abs(higgins(codes, factors) - 1 / 5) < 0.03 and abs(higgins(codes, factors, exclude=(0,)) - 1 / 4) < 0.03
+    assert (
+        abs(higgins(codes, factors) - 1 / 5) < 0.03
+        and abs(higgins(codes, factors, exclude=(0,)) - 1 / 4) < 0.03
+    )
     assert abs(factor_vae(codes, factors) - 1 / 5) < 0.03
     assert mig(codes, factors) < 0.01 and sap(codes, factors) < 0.02
     assert total_correlation(codes) < 0.01
@@ -146,8 +199,9 @@ def test_the_same_seed_gives_the_same_score_and_another_does_not():
         points = dict(points=1000) if metric in (mig, modularity) else POINTS
         first, again, other = (metric(codes, factors, seed, **points) for seed in (0, 0, 1))
         assert first == again != other, metric
-    first, again, other = (dci(codes, factors, seed, train=300, test=200, jobs=jobs)
-                           for seed, jobs in ((0, 1), (0, 2), (1, 2)))
+    first, again, other = (
+        dci(codes, factors, seed, train=300, test=200, jobs=jobs) for seed, jobs in ((0, 1), (0, 2), (1, 2))
+    )
     assert first == again != other
 
 
@@ -160,11 +214,18 @@ def test_global_random_numbers_are_neither_used_nor_changed():
     assert all_scores(mixed()) == scores
 
 
-@pytest.mark.parametrize("codes, factors, words", [
-    (noise(9), FACTORS, "N rows both"), (noise(), FACTORS[:, 0], "N rows both"), (noise(z=1), FACTORS, "2 latents"),
-    (noise(), FACTORS[:, :1], "2 factors"), (noise() * np.nan, FACTORS, "not finite"),
-    (noise(), FACTORS * 1.0, "whole numbers"), (noise(), FACTORS * [1, 0, 1, 1], "factor 1 has a single value"),
-])
+@pytest.mark.parametrize(
+    "codes, factors, words",
+    [
+        (noise(9), FACTORS, "N rows both"),
+        (noise(), FACTORS[:, 0], "N rows both"),
+        (noise(z=1), FACTORS, "2 latents"),
+        (noise(), FACTORS[:, :1], "2 factors"),
+        (noise() * np.nan, FACTORS, "not finite"),
+        (noise(), FACTORS * 1.0, "whole numbers"),
+        (noise(), FACTORS * [1, 0, 1, 1], "factor 1 has a single value"),
+    ],
+)
 def test_what_cannot_be_scored_is_one_sentence(codes, factors, words):
     for metric in (higgins, factor_vae, mig, dci, sap, modularity):
         with pytest.raises(ValueError, match=words):
@@ -180,6 +241,7 @@ def test_partners_are_looked_up_in_full_grids_only():
 
 
 # Each is its definition: written again, slowly, from the words of the papers.
+
 
 def literal_information(codes, factors, bins=20):
     """I(z_j; v_k) by counting pairs, bins of equal width over the latent's range."""
@@ -224,7 +286,9 @@ def test_mig_and_modularity_by_hand():
     assert by_hand[1, 1] == pytest.approx(information[1][1])
     rest = by_hand[1, 0]  # it agrees with a as often as with b, since both changed rows moved towards a
     assert rest == pytest.approx(math.log(2) - h)
-    assert mig(codes, factors) == pytest.approx(((math.log(2) - rest) + (math.log(2) - h)) / (2 * math.log(2)))
+    assert mig(codes, factors) == pytest.approx(
+        ((math.log(2) - rest) + (math.log(2) - h)) / (2 * math.log(2))
+    )
     assert modularity(codes, factors) == pytest.approx((1 + 0) / 2)
 
 
@@ -250,7 +314,11 @@ def literal_higgins(codes, rng, candidates, n, batch):
             z_diff += abs(codes[row_of(one)] - codes[row_of(other)]) / batch
         points.append(z_diff), labels.append(y)
     half = 2 * n // 3
-    return LogisticRegression(max_iter=1000).fit(points[:half], labels[:half]).score(points[half:], labels[half:])
+    return (
+        LogisticRegression(max_iter=1000)
+        .fit(points[:half], labels[:half])
+        .score(points[half:], labels[half:])
+    )
 
 
 def test_higgins_is_its_definition():
@@ -258,7 +326,9 @@ def test_higgins_is_its_definition():
     for candidates, exclude in (([0, 1, 2, 3], ()), ([1, 2, 3], (0,))):
         rng = random.Random(0)
         slow = np.mean([literal_higgins(codes, rng, candidates, 1500, 16) for _ in range(2)])
-        fast = np.mean([higgins(codes, FACTORS, seed, exclude, train=1000, test=500, batch=16) for seed in range(8)])
+        fast = np.mean(
+            [higgins(codes, FACTORS, seed, exclude, train=1000, test=500, batch=16) for seed in range(8)]
+        )
         assert 0.5 < slow < 0.97 and fast == pytest.approx(slow, abs=0.04)
 
 
@@ -272,7 +342,7 @@ def test_higgins_shows_its_classifier_the_mean_absolute_differences(monkeypatch)
 
     monkeypatch.setattr("sklearn.linear_model.LogisticRegression", Spy)
     higgins(FACTORS, FACTORS, train=900, test=100, batch=64)
-    (x, y), = seen
+    ((x, y),) = seen
     assert x.shape == (900, 4)
     for k in range(4):
         assert (x[y == k, k] == 0).all() and 180 < (y == k).sum() < 270
@@ -292,13 +362,14 @@ def literal_factor_vae(codes, rng, n, batch):
             row[k] = value[k]
             local.append(codes[row_of(row)])
         votes.append((min(alive, key=lambda j: np.var(np.array(local)[:, j], ddof=1) / variance[j]), k))
-    train, test = votes[:2 * n // 3], votes[2 * n // 3:]
+    train, test = votes[: 2 * n // 3], votes[2 * n // 3 :]
     majority = {j: Counter(k for i, k in train if i == j).most_common(1)[0][0] for j in {i for i, _ in train}}
     return sum(majority.get(j) == k for j, k in test) / len(test)
 
 
 def test_factor_vae_is_its_definition():
-    codes = np.hstack([mixed() * [1, 5, 0.2, 1, 1], 0.01 * perfect()[:, :1]])  # the last one would betray factor 0
+    # the last one would betray factor 0
+    codes = np.hstack([mixed() * [1, 5, 0.2, 1, 1], 0.01 * perfect()[:, :1]])
     rng = random.Random(0)
     slow = np.mean([literal_factor_vae(codes, rng, 1500, 16) for _ in range(2)])
     fast = np.mean([factor_vae(codes, FACTORS, seed, train=1000, test=500, batch=16) for seed in range(8)])
@@ -317,6 +388,7 @@ def literal_svm(x, y, x_test):
         def loss(wb):
             slack = np.maximum(0, 1 - sign * (wb[0] * x + wb[1]))
             return 0.5 * wb @ wb + 0.01 * (weight * slack**2).sum()
+
         w, b = minimize(loss, np.zeros(2), method="BFGS", options=dict(gtol=1e-7)).x
         distance.append(w * x_test + b)
     return np.array(sorted(set(y)))[np.argmax(distance, axis=0)]
@@ -347,7 +419,8 @@ def test_dci_is_its_definition():
         completeness += sum(column) / total * (1 - h)
     right = [np.mean(trees[k].predict(x_test) == y_test[:, k]) for k in range(4)]
     assert dci(codes, FACTORS, 0, train=240, test=120) == pytest.approx(
-        dict(disentanglement=disentanglement, completeness=completeness, informativeness=np.mean(right)))
+        dict(disentanglement=disentanglement, completeness=completeness, informativeness=np.mean(right))
+    )
 
 
 def test_dci_by_hand():
@@ -363,6 +436,7 @@ def test_dci_by_hand():
 
 def test_kl_active_latents_and_total_correlation_are_their_definitions():
     from solver import kl_divergence
+
     mu = torch.tensor(mixed()[:, :3] * [1, 0.1, 0.5])
     logvar = torch.tensor([[-2.0, 0.0, -1.0]]) + 0 * mu
     logvar[:, 1] -= mu[:, 1] ** 2
@@ -379,6 +453,7 @@ def test_kl_active_latents_and_total_correlation_are_their_definitions():
 
 
 # Tables.
+
 
 def test_partners_share_one_factor_and_keep_the_others():
     rng = np.random.default_rng(0)
@@ -438,14 +513,20 @@ def test_score_is_made_of_the_metrics_with_the_settings_that_it_states():
         assert scores[name] == getattr(metrics, name)(mu, FACTORS, 3, **settings[name]), name
     assert scores["higgins_paper"] == higgins(mu, FACTORS, 3, **settings["higgins_paper"])
     assert settings["higgins_paper"]["exclude"] == [0] and settings["higgins"]["exclude"] == []
-    assert {name: scores[f"dci_{name}"] for name in ("disentanglement", "completeness", "informativeness")} == dci(
-        mu, FACTORS, 3, **settings["dci"])
+    assert {
+        name: scores[f"dci_{name}"] for name in ("disentanglement", "completeness", "informativeness")
+    } == dci(mu, FACTORS, 3, **settings["dci"])
     fast = score(mu, logvar, FACTORS, "fast")
-    assert list(fast) == KEYS + ["settings"] and fast["dci_completeness"] is None and fast["settings"]["dci"] is None
+    assert (
+        list(fast) == KEYS + ["settings"]
+        and fast["dci_completeness"] is None
+        and fast["settings"]["dci"] is None
+    )
     assert fast["settings"]["higgins"]["train"] < settings["higgins"]["train"]
 
 
 # From the command line.
+
 
 @pytest.fixture
 def small_grids(monkeypatch):
@@ -485,7 +566,8 @@ def test_training_scores_at_its_end_and_is_not_changed_by_it(runs, small_grids):
     assert [p.name for p in path.parent.iterdir()] == ["metrics.json"]  # no pictures were wanted
     scores = path.read_bytes()
     path.unlink()
-    assert "higgins_paper" in runs.run("scored", "--metrics", "fast", "--save_output", "no").stdout  # finished before
+    # finished before
+    assert "higgins_paper" in runs.run("scored", "--metrics", "fast", "--save_output", "no").stdout
     assert path.read_bytes() == scores
     assert read_log(runs.outputs("scored") / "log.csv")["iter"] == [8, 16, 24, 32, 40]
 

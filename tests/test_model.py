@@ -7,31 +7,74 @@ from torch import nn
 from model import BetaVAE_B, BetaVAE_FC, BetaVAE_H, reparameterise
 
 LAYERS = {  # position: shape of the weight, as in public checkpoints
-    BetaVAE_B: {"encoder": {0: (32, 1, 4, 4), 2: (32, 32, 4, 4), 4: (32, 32, 4, 4), 6: (32, 32, 4, 4),
-                            9: (256, 512), 11: (256, 256), 13: (20, 256)},
-                "decoder": {0: (256, 10), 2: (256, 256), 4: (512, 256), 7: (32, 32, 4, 4), 9: (32, 32, 4, 4),
-                            11: (32, 32, 4, 4), 13: (32, 1, 4, 4)}},
-    BetaVAE_H: {"encoder": {0: (32, 3, 4, 4), 2: (32, 32, 4, 4), 4: (64, 32, 4, 4), 6: (64, 64, 4, 4),
-                            8: (256, 64, 4, 4), 11: (20, 256)},
-                "decoder": {0: (256, 10), 3: (256, 64, 4, 4), 5: (64, 64, 4, 4), 7: (64, 32, 4, 4),
-                            9: (32, 32, 4, 4), 11: (32, 3, 4, 4)}},
-    BetaVAE_FC: {"encoder": {1: (1200, 4096), 3: (1200, 1200), 5: (20, 1200)},
-                 "decoder": {0: (1200, 10), 2: (1200, 1200), 4: (1200, 1200), 6: (4096, 1200)}},
+    BetaVAE_B: {
+        "encoder": {
+            0: (32, 1, 4, 4),
+            2: (32, 32, 4, 4),
+            4: (32, 32, 4, 4),
+            6: (32, 32, 4, 4),
+            9: (256, 512),
+            11: (256, 256),
+            13: (20, 256),
+        },
+        "decoder": {
+            0: (256, 10),
+            2: (256, 256),
+            4: (512, 256),
+            7: (32, 32, 4, 4),
+            9: (32, 32, 4, 4),
+            11: (32, 32, 4, 4),
+            13: (32, 1, 4, 4),
+        },
+    },
+    BetaVAE_H: {
+        "encoder": {
+            0: (32, 3, 4, 4),
+            2: (32, 32, 4, 4),
+            4: (64, 32, 4, 4),
+            6: (64, 64, 4, 4),
+            8: (256, 64, 4, 4),
+            11: (20, 256),
+        },
+        "decoder": {
+            0: (256, 10),
+            3: (256, 64, 4, 4),
+            5: (64, 64, 4, 4),
+            7: (64, 32, 4, 4),
+            9: (32, 32, 4, 4),
+            11: (32, 3, 4, 4),
+        },
+    },
+    BetaVAE_FC: {
+        "encoder": {1: (1200, 4096), 3: (1200, 1200), 5: (20, 1200)},
+        "decoder": {0: (1200, 10), 2: (1200, 1200), 4: (1200, 1200), 6: (4096, 1200)},
+    },
 }
 
 
-@pytest.mark.parametrize("cls, parameters", [(BetaVAE_B, 502_005), (BetaVAE_H, 765_335),
-                                             (BetaVAE_FC, 14_196_516)])
+@pytest.mark.parametrize(
+    "cls, parameters", [(BetaVAE_B, 502_005), (BetaVAE_H, 765_335), (BetaVAE_FC, 14_196_516)]
+)
 def test_parameters_and_keys_are_those_of_the_papers_and_of_public_checkpoints(cls, parameters):
     model = cls()
     assert sum(p.numel() for p in model.parameters()) == parameters
-    expected = {f"{part}.{i}.weight": shape
-                for part, layers in LAYERS[cls].items() for i, shape in layers.items()}
+    expected = {
+        f"{part}.{i}.weight": shape for part, layers in LAYERS[cls].items() for i, shape in layers.items()
+    }
     assert {k: tuple(v.shape) for k, v in model.state_dict().items() if k.endswith("weight")} == expected
 
 
-@pytest.mark.parametrize("cls, nc, z_dim", [(BetaVAE_B, 1, 10), (BetaVAE_B, 3, 32), (BetaVAE_H, 3, 32),
-                                            (BetaVAE_H, 1, 10), (BetaVAE_FC, 1, 10), (BetaVAE_FC, 3, 4)])
+@pytest.mark.parametrize(
+    "cls, nc, z_dim",
+    [
+        (BetaVAE_B, 1, 10),
+        (BetaVAE_B, 3, 32),
+        (BetaVAE_H, 3, 32),
+        (BetaVAE_H, 1, 10),
+        (BetaVAE_FC, 1, 10),
+        (BetaVAE_FC, 3, 4),
+    ],
+)
 def test_shapes(cls, nc, z_dim):
     model = cls(z_dim, nc)
     x = torch.rand(2, nc, 64, 64)
@@ -63,8 +106,13 @@ def test_variance_stays_of_order_one_through_all_layers(cls, nc, part):
 def test_every_layer_is_initialised_with_its_true_fan_in():
     torch.manual_seed(0)
     B, H = BetaVAE_B(), BetaVAE_H()
-    for layer, std in ((B.decoder[7], 0.125), (B.decoder[13], 0.125), (H.decoder[3], (2 / 256) ** 0.5),
-                       (B.encoder[2], (2 / 512) ** 0.5), (B.encoder[9], (2 / 512) ** 0.5)):
+    for layer, std in (
+        (B.decoder[7], 0.125),
+        (B.decoder[13], 0.125),
+        (H.decoder[3], (2 / 256) ** 0.5),
+        (B.encoder[2], (2 / 512) ** 0.5),
+        (B.encoder[9], (2 / 512) ** 0.5),
+    ):
         assert layer.weight.std().item() == pytest.approx(std, rel=0.12)
         assert layer.bias.abs().max() == 0
 

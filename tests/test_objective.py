@@ -2,10 +2,18 @@ import math
 
 import pytest
 import torch
-from torch.distributions import Bernoulli, Normal, kl_divergence as torch_kl
+from torch.distributions import Bernoulli, Normal
+from torch.distributions import kl_divergence as torch_kl
 
-from solver import (capacity, epoch_order, kl_divergence, normalised_beta, objective_B, objective_H,
-                    reconstruction_loss)
+from solver import (
+    capacity,
+    epoch_order,
+    kl_divergence,
+    normalised_beta,
+    objective_B,
+    objective_H,
+    reconstruction_loss,
+)
 
 
 def test_bernoulli_loss_is_the_negative_log_likelihood_in_nats_an_image():
@@ -50,7 +58,7 @@ def test_rounded_bars_are_flat_at_C_and_as_steep_as_the_papers_far_from_it():
     loss = objective_B(torch.tensor(100.0), kld, gamma=10, C=5, delta=0.5)
     torch.testing.assert_close(loss[0].item(), 100.0)
     torch.testing.assert_close(loss[3].item(), 100 + 10 * (25 - 0.5), rtol=1e-3, atol=0)
-    slope, = torch.autograd.grad(loss.sum(), kld)
+    (slope,) = torch.autograd.grad(loss.sum(), kld)
     torch.testing.assert_close(slope, torch.tensor([0, 0.02, -0.02, 10, -10]), rtol=0.01, atol=1e-3)
 
 

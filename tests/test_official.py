@@ -1,4 +1,5 @@
 """The official file of dSprites: read in place of the drawn set, checked, and written."""
+
 import io
 import re
 import subprocess
@@ -29,7 +30,12 @@ def test_the_export_has_the_official_keys_shapes_and_types_and_says_redrawn(expo
     archive = np.load(exported, allow_pickle=True, encoding="latin1")  # as other projects' loaders do
     assert set(archive.files) == {"imgs", "latents_values", "latents_classes", "metadata"}
     values, classes, metadata = archive["latents_values"], archive["latents_classes"], archive["metadata"][()]
-    assert (values.dtype, classes.dtype, values.shape, classes.shape) == (np.float64, np.int64, (737280, 6), (737280, 6))
+    assert (values.dtype, classes.dtype, values.shape, classes.shape) == (
+        np.float64,
+        np.int64,
+        (737280, 6),
+        (737280, 6),
+    )
     assert "redrawn" in metadata["title"] and list(metadata["latents_sizes"]) == [1, 3, 6, 40, 32, 32]
     assert metadata["latents_names"] == ("color", "shape", "scale", "orientation", "posX", "posY")
     last = 737279
@@ -44,9 +50,13 @@ def test_the_export_has_the_official_keys_shapes_and_types_and_says_redrawn(expo
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_the_file_is_used_in_place_of_the_drawn_set_in_bounded_memory(exported, dset_dir):
     folder = exported.parent.parent
-    code = (f"import dataset; assert dataset.main(['dsprites', '--dset_dir', {str(folder)!r}]) == 0\n"
-            "print(open('/proc/self/status').read())")
-    output = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    code = (
+        f"import dataset; assert dataset.main(['dsprites', '--dset_dir', {str(folder)!r}]) == 0\n"
+        "print(open('/proc/self/status').read())"
+    )
+    output = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
     assert int(re.search(r"VmHWM:\s*(\d+) kB", output)[1]) * 1024 < 900e6  # most memory it ever had
     assert "not the official file" in output
     assert not (folder / "dsprites_64x64_packed.npy").exists()  # nothing was drawn
@@ -80,18 +90,25 @@ N = 192
 def small(monkeypatch, tmp_path):
     """Makes everything believe in a set of 192 images; returns a function that writes one to be packed."""
     monkeypatch.setattr(official, "SIZES", SIZES)
-    monkeypatch.setattr(official, "ARRAYS", {key: ((N, *shape[1:]), dtype) for key, (shape, dtype) in official.ARRAYS.items()})
+    monkeypatch.setattr(
+        official, "ARRAYS", {key: ((N, *shape[1:]), dtype) for key, (shape, dtype) in official.ARRAYS.items()}
+    )
     for module in (official, dsprites):
         monkeypatch.setattr(module, "COUNT", N)
     monkeypatch.setattr(official, "CHUNK", 50)
 
     def write(**changes):
         rng = np.random.default_rng(0)
-        arrays = {"imgs": rng.integers(0, 2, (N, 64, 64), dtype=np.uint8), "latents_values": np.zeros((N, 6)),
-                  "latents_classes": np.stack(np.unravel_index(np.arange(N), SIZES), axis=1),
-                  "metadata": np.array({"x": 1}, dtype=object), **changes}
+        arrays = {
+            "imgs": rng.integers(0, 2, (N, 64, 64), dtype=np.uint8),
+            "latents_values": np.zeros((N, 6)),
+            "latents_classes": np.stack(np.unravel_index(np.arange(N), SIZES), axis=1),
+            "metadata": np.array({"x": 1}, dtype=object),
+            **changes,
+        }
         np.savez_compressed(tmp_path / official.NAME, **{k: v for k, v in arrays.items() if v is not None})
         return arrays
+
     return write
 
 
@@ -127,14 +144,21 @@ def test_metadata_is_never_unpickled(small, tmp_path):
 CLASSES = np.stack(np.unravel_index(np.arange(N), SIZES), axis=1)
 
 
-@pytest.mark.parametrize("changes, text", [
-    (dict(imgs=np.full((N, 64, 64), 255, np.uint8)), "other values than 0 and 1"),
-    (dict(imgs=np.zeros((N, 64, 64), bool)), "imgs is bool"), (dict(imgs=np.zeros((N - 1, 64, 64), np.uint8)), "imgs is uint8 (191"),
-    (dict(imgs=np.asfortranarray(np.zeros((N, 64, 64), np.uint8))), "order"), (dict(imgs=None), "imgs"),
-    (dict(latents_classes=CLASSES[::-1].copy()), "whole grid in its order"), (dict(latents_classes=CLASSES.astype(np.int32)), "int32"),
-    (dict(latents_values=np.zeros((N, 6), np.float32)), "latents_values is float32"),
-    (dict(imgs=np.array([print] * 3, dtype=object)), "imgs is object"),
-], ids=["grey", "bool", "short", "fortran", "missing", "order", "int32", "float32", "pickle"])
+@pytest.mark.parametrize(
+    "changes, text",
+    [
+        (dict(imgs=np.full((N, 64, 64), 255, np.uint8)), "other values than 0 and 1"),
+        (dict(imgs=np.zeros((N, 64, 64), bool)), "imgs is bool"),
+        (dict(imgs=np.zeros((N - 1, 64, 64), np.uint8)), "imgs is uint8 (191"),
+        (dict(imgs=np.asfortranarray(np.zeros((N, 64, 64), np.uint8))), "order"),
+        (dict(imgs=None), "imgs"),
+        (dict(latents_classes=CLASSES[::-1].copy()), "whole grid in its order"),
+        (dict(latents_classes=CLASSES.astype(np.int32)), "int32"),
+        (dict(latents_values=np.zeros((N, 6), np.float32)), "latents_values is float32"),
+        (dict(imgs=np.array([print] * 3, dtype=object)), "imgs is object"),
+    ],
+    ids=["grey", "bool", "short", "fortran", "missing", "order", "int32", "float32", "pickle"],
+)
 def test_another_content_is_refused_by_name_and_leaves_nothing(small, tmp_path, changes, text, capsys):
     small(**changes)
     assert dataset.main(["dsprites", "--dset_dir", str(tmp_path)]) == 1
@@ -154,9 +178,13 @@ def test_damage_and_headers_that_lie_are_refused(small, tmp_path):
     path = tmp_path / official.NAME
     whole = path.read_bytes()
     right = {"descr": "|u1", "fortran_order": False, "shape": (N, 64, 64)}
-    for change, text in ((member({**right, "shape": (2**40, 64, 64)}), "imgs is uint8 (1099511627776"),
-                         (member(right, bytes(N * 4096 - 1)), "cut short"), (member(right, bytes(N * 4096 + 1)), "longer than"),
-                         (b"hello", "cannot be read"), (b"\x93NUMPY\x03\x00" + bytes(100), "npy format")):
+    for change, text in (
+        (member({**right, "shape": (2**40, 64, 64)}), "imgs is uint8 (1099511627776"),
+        (member(right, bytes(N * 4096 - 1)), "cut short"),
+        (member(right, bytes(N * 4096 + 1)), "longer than"),
+        (b"hello", "cannot be read"),
+        (b"\x93NUMPY\x03\x00" + bytes(100), "npy format"),
+    ):
         with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
             archive.writestr("imgs.npy", change)
             for key in ("latents_values", "latents_classes"):
@@ -164,7 +192,7 @@ def test_damage_and_headers_that_lie_are_refused(small, tmp_path):
                     np.lib.format.write_array(file, arrays[key])
         with pytest.raises(UserError, match=text.replace("(", r"\(")):
             dataset.load_packed(tmp_path)
-    for data in (whole[:len(whole) // 2], b"hello", whole[:5000] + b"xxxx" + whole[5004:]):
+    for data in (whole[: len(whole) // 2], b"hello", whole[:5000] + b"xxxx" + whole[5004:]):
         path.write_bytes(data)
         with pytest.raises(UserError, match="cannot be read"):
             dataset.load_packed(tmp_path)

@@ -1,4 +1,5 @@
 """Pictures: that they show what they say."""
+
 import math
 from functools import partial
 
@@ -23,18 +24,21 @@ def ramps(latents=3, channels=1):
 @pytest.fixture
 def figure(monkeypatch, tmp_path):
     """Calls a drawing function and returns the matplotlib figure that it saved."""
+
     def draw(function, *args):
         caught = []
         monkeypatch.setattr(plots, "save", lambda path, write: caught.append(write.__self__))
         function(*args, tmp_path / "x.png")
         caught[0].savefig(tmp_path / "x.png")  # it can be drawn
         return caught[0]
+
     return draw
 
 
 def test_latents_are_named_with_what_they_tell_and_their_kl():
     assert plots.by_kl(KLD) == [1, 0, 2]
-    assert plots.by_kl([float(j) for j in range(100)]) == list(range(99, 67, -1))  # the most that a picture shows
+    # the most that a picture shows
+    assert plots.by_kl([float(j) for j in range(100)]) == list(range(99, 67, -1))
     assert plots.title(1, KLD, TOLD) == "z_1\nposX 93 %\nKL 3.00 nats"
     assert plots.title(2, KLD, TOLD, end=" ") == "z_2 inactive KL 0.00 nats"
     assert plots.title(1, KLD, None) == "z_1\nKL 3.00 nats"  # no known factors
@@ -78,8 +82,17 @@ def test_the_animation_goes_there_and_back_and_loops(tmp_path, latents, channels
 def test_animations_of_real_size_stay_under_a_megabyte(tmp_path):
     path = tmp_path / "x.gif"
     axis = torch.linspace(-2, 2, 64)
-    blobs = torch.stack([torch.stack([torch.exp(-((axis[:, None] - t) ** 2 + (axis + j / 10) ** 2) * 4)
-                                      for t in torch.linspace(-1, 1, 19)]) for j in range(10)])
+    blobs = torch.stack(
+        [
+            torch.stack(
+                [
+                    torch.exp(-((axis[:, None] - t) ** 2 + (axis + j / 10) ** 2) * 4)
+                    for t in torch.linspace(-1, 1, 19)
+                ]
+            )
+            for j in range(10)
+        ]
+    )
     plots.animation(blobs[:, :, None], [1.0] * 10, None, path)
     assert path.stat().st_size < 1e6
 
@@ -94,7 +107,7 @@ def test_the_grid_has_ten_columns_and_rows_by_kl(tmp_path):
         for column in range(10):
             shown = picture[top + 130 * row + 65, left + 130 * column + 65]
             assert shown == pytest.approx(255 * column / 9 / (j + 1), abs=1)
-    assert (picture[:top + 390, :left] < 128).any()  # labels
+    assert (picture[: top + 390, :left] < 128).any()  # labels
 
 
 def test_the_response_shows_each_latent_against_each_factor(figure):
@@ -103,12 +116,13 @@ def test_the_response_shows_each_latent_against_each_factor(figure):
     angle = 2 * math.pi * orientation / 8
     codes = np.stack([scale - 2.5 + shape, x - 2.0 + 0 * y, np.sin(angle)], axis=-1)
     drawn = figure(plots.latent_response, codes, ramps(), KLD, TOLD)
-    heat, scales, rotations, strips = (drawn.axes[3 * row:3 * row + 3] for row in range(4))
+    heat, scales, rotations, strips = (drawn.axes[3 * row : 3 * row + 3] for row in range(4))
     assert [axes.get_title().split("\n")[0] for axes in heat] == ["z_1", "z_0", "z_2"]
     assert heat[0].get_title() == "z_1\nposX 93 %\nKL 3.00 nats"
     assert np.array_equal(heat[0].images[0].get_array(), [[-2, -1, 0, 1, 2]] * 4)  # x to the right, y down
     curves = scales[1].get_lines()[:3]
-    assert [line.get_color() for line in curves] == ["tab:red", "tab:green", "tab:blue"]  # square, ellipse, heart
+    # square, ellipse, heart
+    assert [line.get_color() for line in curves] == ["tab:red", "tab:green", "tab:blue"]
     assert [line.get_label() for line in curves] == ["square", "ellipse", "heart"]
     for i, line in enumerate(curves):
         assert line.get_ydata() == pytest.approx(np.arange(6) - 2.5 + i)
@@ -133,10 +147,16 @@ def write_log(path, rows, C="1.5"):
 
 
 def test_capacity_labels_each_line_at_its_end_which_is_the_iteration_of_the_weights(figure, tmp_path):
-    drawn = figure(partial(plots.capacity, iteration=300), write_log(tmp_path / "log.csv", (1, 2, 3, 4)), TOLD)
+    drawn = figure(
+        partial(plots.capacity, iteration=300), write_log(tmp_path / "log.csv", (1, 2, 3, 4)), TOLD
+    )
     labels = {text.get_text(): text for text in drawn.axes[0].texts}
-    assert list(labels) == ["z_1  posX 93 %  KL 3.00 nats", "z_0  scale 80 %  KL 0.50 nats",
-                            "z_2  inactive  KL 0.00 nats", "C  1.50 nats"]
+    assert list(labels) == [
+        "z_1  posX 93 %  KL 3.00 nats",
+        "z_0  scale 80 %  KL 0.50 nats",
+        "z_2  inactive  KL 0.00 nats",
+        "C  1.50 nats",
+    ]
     first = drawn.axes[0].get_lines()[0]
     assert list(first.get_ydata()) == [1, 2, 3]
     assert labels["z_1  posX 93 %  KL 3.00 nats"].get_color() == first.get_color()
@@ -154,19 +174,29 @@ def test_capacity_without_C_factors_or_rows(figure, tmp_path):
 
 def test_curves_name_the_ten_active_latents_with_the_highest_kl_in_the_colours_of_capacity(figure, tmp_path):
     kld = [0.001, *(j / 10 for j in range(1, 13)), 0.0]  # 14 latents, of which 12 are active
-    names = ["iter", "recon_loss", "total_kld", "C", *(f"{what}_{j}" for j in range(14) for what in ("kld", "var"))]
+    names = [
+        "iter",
+        "recon_loss",
+        "total_kld",
+        "C",
+        *(f"{what}_{j}" for j in range(14) for what in ("kld", "var")),
+    ]
     values = [100, 50.0, 7.8, "", *(x for k in kld for x in (k, 1 - k / 2))]
     (tmp_path / "log.csv").write_text("\n".join(",".join(map(str, row)) for row in (names, values)) + "\n")
     recon, total, variance = figure(plots.curves, tmp_path / "log.csv").axes
     lines = {line.get_label(): line for line in total.get_lines()}
     assert [text.get_text() for text in total.get_legend().get_texts()] == [
-        "total", *(f"z_{j}" for j in range(12, 2, -1)), "the others"]
+        "total",
+        *(f"z_{j}" for j in range(12, 2, -1)),
+        "the others",
+    ]
     assert [lines[f"z_{j}"].get_ydata()[0] for j in (12, 3)] == [1.2, 0.3]
     assert len(total.get_lines()) == 1 + 14 and len(variance.get_lines()) == 14
     assert {line.get_color() for line in variance.get_lines()[10:]} == {"lightgrey"}
     drawn = figure(partial(plots.capacity, iteration=100), tmp_path / "log.csv", None)
     assert [line.get_color() for line in drawn.axes[0].get_lines()[:10]] == [
-        lines[f"z_{j}"].get_color() for j in range(12, 2, -1)]
+        lines[f"z_{j}"].get_color() for j in range(12, 2, -1)
+    ]
 
 
 def test_spread_keeps_order_and_distance():
@@ -180,7 +210,7 @@ def test_a_traversal_shows_the_seed_in_front_of_each_row(tmp_path):
     with_seed, without = (Image.open(tmp_path / f"{name}.png") for name in ("with", "without"))
     assert with_seed.height == without.height and with_seed.width == without.width + 2 * 65
     left = without.width - 2 * (10 * 65 + 1)
-    assert with_seed.getpixel((left + 65, 100)) == (0, 0, 0)           # the seed is black
+    assert with_seed.getpixel((left + 65, 100)) == (0, 0, 0)  # the seed is black
     assert with_seed.getpixel((left + 65 + 130, 100)) == (255, 255, 255)
 
 
@@ -192,8 +222,9 @@ def test_factors_shows_a_block_of_seeds_for_each_of_the_highest_latents(tmp_path
     picture = np.asarray(Image.open(tmp_path / "x.png").convert("L"))
     top, block, gap = 18, 5 * 65 + 1, 8
     assert picture.shape[0] == top + 2 * block + gap
-    assert (picture[top + block:top + block + gap] == 255).all()
-    first = picture[top + 30:top + block:65, -65 * 10 + 30::65]        # 5 seeds, 10 values, from the middle of each
+    assert (picture[top + block : top + block + gap] == 255).all()
+    # 5 seeds, 10 values, from the middle of each
+    first = picture[top + 30 : top + block : 65, -65 * 10 + 30 :: 65]
     assert (np.diff(first.astype(int), axis=1) >= 0).all() and first[0, 0] == 0 and first[0, -1] == 255
-    second = picture[top + block + gap + 30::65, -65 * 10 + 30::65]    # latent 0 does nothing
+    second = picture[top + block + gap + 30 :: 65, -65 * 10 + 30 :: 65]  # latent 0 does nothing
     assert (abs(second.astype(int) - 128) < 2).all()

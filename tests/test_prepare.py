@@ -1,4 +1,5 @@
 """The prepared array: made again when it must be, always whole, whatever ends the preparation."""
+
 import fcntl
 import json
 import os
@@ -20,7 +21,9 @@ from utils import UserError
 
 
 def test_a_second_call_is_instant_and_what_changed_is_made_again(tmp_path, capsys, monkeypatch):
-    folder = write_folder(tmp_path / "CelebA", {f"img_align_celeba/{i}.jpg": encoded(photo(i)) for i in range(3)})
+    folder = write_folder(
+        tmp_path / "CelebA", {f"img_align_celeba/{i}.jpg": encoded(photo(i)) for i in range(3)}
+    )
     command = ["celeba", "--dset_dir", str(tmp_path)]
 
     def again(*flags):
@@ -52,9 +55,13 @@ def test_a_cache_of_another_version_or_not_whole_is_made_again(tmp_path, damage,
     source = write_zip(tmp_path / "img_align_celeba.zip", FILES)
     images, manifest = prepared(tmp_path, None)
     path, beside = tmp_path / "celeba_64x64.npy", tmp_path / "celeba_64x64.json"
-    {"version": lambda: beside.write_text(json.dumps({**manifest, "version": 0})), "no manifest": beside.unlink,
-     "manifest": lambda: beside.write_text("[1"), "cut short": lambda: path.write_bytes(path.read_bytes()[:-1]),
-     "pickle": lambda: np.save(path, np.array([print], dtype=object))}[damage]()
+    {
+        "version": lambda: beside.write_text(json.dumps({**manifest, "version": 0})),
+        "no manifest": beside.unlink,
+        "manifest": lambda: beside.write_text("[1"),
+        "cut short": lambda: path.write_bytes(path.read_bytes()[:-1]),
+        "pickle": lambda: np.save(path, np.array([print], dtype=object)),
+    }[damage]()
     assert (prepared(tmp_path, None)[0] == images).all()
     assert "another version: making it again" in capsys.readouterr().out
     assert read(beside) == manifest
@@ -87,9 +94,17 @@ def test_an_interrupted_preparation_leaves_no_cache_and_no_process_and_starts_ag
     if script == "main.py" and number != signal.SIGINT:
         pytest.skip("as dataset.py")
     folder = slow_folder(tmp_path / "in")
-    flags = {"dataset.py": ["folder"], "main.py": ["--dataset", "folder", "--output_dir", tmp_path / "o", "--ckpt_dir", tmp_path / "c"]}
-    process = subprocess.Popen(list(map(str, [sys.executable, ROOT / script, *flags[script], "--dset_dir", folder])),
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    flags = {
+        "dataset.py": ["folder"],
+        "main.py": ["--dataset", "folder", "--output_dir", tmp_path / "o", "--ckpt_dir", tmp_path / "c"],
+    }
+    process = subprocess.Popen(
+        list(map(str, [sys.executable, ROOT / script, *flags[script], "--dset_dir", folder])),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
     start = time.time()
     while not list(folder.glob(".folder*.tmp")) or len(workers := children(process.pid)) < 2:
         assert process.poll() is None and time.time() - start < 60
@@ -110,7 +125,13 @@ def test_an_interrupted_preparation_leaves_no_cache_and_no_process_and_starts_ag
     for i in range(3, 600):
         (folder / f"{i}.png").unlink()
     assert dataset.main(["folder", "--dset_dir", str(folder)]) == 0
-    assert {p.name for p in folder.iterdir()} == {"0.png", "1.png", "2.png", "folder_64x64.npy", "folder_64x64.json"}
+    assert {p.name for p in folder.iterdir()} == {
+        "0.png",
+        "1.png",
+        "2.png",
+        "folder_64x64.npy",
+        "folder_64x64.json",
+    }
 
 
 def test_a_decoding_process_that_dies_is_an_error_in_one_line(tmp_path, monkeypatch, capsys):
@@ -130,4 +151,6 @@ def test_what_a_running_preparation_writes_is_left_alone(tmp_path):
 
 def test_a_full_disk_is_told_before_the_work(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(prepare.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(9, 9, 9))
-    assert "are free" in refusal(capsys, "celeba", "--archive", write_zip(tmp_path / "a", FILES), "--dset_dir", tmp_path)
+    assert "are free" in refusal(
+        capsys, "celeba", "--archive", write_zip(tmp_path / "a", FILES), "--dset_dir", tmp_path
+    )

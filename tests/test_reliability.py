@@ -1,4 +1,5 @@
 """What can go wrong, and that nothing is lost by it and no harm done."""
+
 import contextlib
 import copy
 import io
@@ -27,25 +28,38 @@ from images import encoded, photo, prepared, write_zip
 from solver import Solver
 from utils import UserError, lock_holder, read_log, take_folder
 
-
 # Two at once.
 
+
 def files(folder):
-    return {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in folder.rglob("*") if p.is_file() and p.name != "lock"}
+    return {
+        p: (p.read_bytes(), p.stat().st_mtime_ns)
+        for p in folder.rglob("*")
+        if p.is_file() and p.name != "lock"
+    }
 
 
 def test_a_second_training_of_a_run_is_refused_by_the_pid_of_the_first_and_changes_nothing(runs):
-    first = runs.start("run", "--max_iter", 10**6, "--save_step", 10**6, "--gather_step", 10**6, "--display_step", 10**6)
+    first = runs.start(
+        "run", "--max_iter", 10**6, "--save_step", 10**6, "--gather_step", 10**6, "--display_step", 10**6
+    )
     wait_for(runs.outputs("run") / "args.json", first)
     try:
         before = files(runs.folder)
-        for flags in ([], ["--ckpt_dir", runs.folder / "other"], ["--output_dir", runs.folder / "other"],
-                      ["--ckpt_name", "none", "--overwrite", "True"]):
+        for flags in (
+            [],
+            ["--ckpt_dir", runs.folder / "other"],
+            ["--output_dir", runs.folder / "other"],
+            ["--ckpt_name", "none", "--overwrite", "True"],
+        ):
             error = runs.run("run", *flags, status=1).stderr
             assert f"pid {first.pid} on {os.uname().nodename}" in error and error.count("\n") == 1
         assert files(runs.folder) == before
-        assert lock_holder(runs.outputs("run")) == lock_holder(runs.checkpoint("run").parent) \
+        assert (
+            lock_holder(runs.outputs("run"))
+            == lock_holder(runs.checkpoint("run").parent)
             == f"pid {first.pid} on {os.uname().nodename}"
+        )
     finally:
         first.kill()
         first.communicate()
@@ -78,12 +92,16 @@ def test_a_child_does_not_keep_the_lock_of_a_process_that_is_gone(tmp_path):
 
 # Crashes.
 
-def test_killed_in_any_way_and_amid_writing_a_run_ends_with_the_bytes_of_one_that_was_left_alone(tmp_path, dset_dir):
+
+def test_killed_in_any_way_and_amid_writing_a_run_ends_with_the_bytes_of_one_that_was_left_alone(
+    tmp_path, dset_dir
+):
     table, _, faults = crash.campaign(tmp_path, dset_dir, kills=20, minutes=2, seed=random.random())
     assert faults == [] and sum(kills for kills, _, _ in table.values()) >= 10
 
 
 # Damaged checkpoints.
+
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, dset_dir):
@@ -104,9 +122,9 @@ def structure(data, path):
     inside = np.zeros(len(data), bool)
     with zipfile.ZipFile(path) as archive:
         for info in archive.infolist():
-            name, extra = (int.from_bytes(data[info.header_offset + at:][:2], "little") for at in (26, 28))
+            name, extra = (int.from_bytes(data[info.header_offset + at :][:2], "little") for at in (26, 28))
             start = info.header_offset + 30 + name + extra
-            inside[start:start + info.compress_size] = True
+            inside[start : start + info.compress_size] = True
     return np.flatnonzero(~inside)
 
 
@@ -129,9 +147,12 @@ def test_of_500_flipped_bytes_each_is_found_or_changes_nothing(trained, tmp_path
 
 
 def test_a_checkpoint_cut_at_any_percent_gives_way_to_the_one_before(copied, capsys):
-    data, before = copied.checkpoint("run").read_bytes(), read_checkpoint(copied.checkpoint("run", "previous"))
+    data, before = (
+        copied.checkpoint("run").read_bytes(),
+        read_checkpoint(copied.checkpoint("run", "previous")),
+    )
     for percent in range(100):
-        copied.checkpoint("run").write_bytes(data[:len(data) * percent // 100])
+        copied.checkpoint("run").write_bytes(data[: len(data) * percent // 100])
         assert same(Checkpoints(copied.checkpoint("run").parent).load(), before)
         out = capsys.readouterr().out
         assert out.count("\n") == 2 and "cannot be read" in out and "previous of iteration 10" in out
@@ -146,6 +167,7 @@ def test_a_folder_in_the_place_of_last_is_moved_away_and_the_one_before_is_used(
 
 
 # Files of strangers.
+
 
 class Code:
     """Pickled, it makes a file as it is loaded: a marker that it was run."""
@@ -168,41 +190,86 @@ def test_a_checkpoint_that_would_run_code_is_refused(trained, tmp_path, zipped):
 
 
 def test_a_checkpoint_that_unpacks_to_more_than_it_holds_is_refused_before_it_takes_memory(tmp_path):
-    with zipfile.ZipFile(tmp_path / "bomb", "w", zipfile.ZIP_DEFLATED) as archive, \
-            archive.open("archive/data/0", "w") as member:
+    with (
+        zipfile.ZipFile(tmp_path / "bomb", "w", zipfile.ZIP_DEFLATED) as archive,
+        archive.open("archive/data/0", "w") as member,
+    ):
         for _ in range(200):
             member.write(bytes(2**20))
     with pytest.raises(ValueError, match="more than the file holds"):
         read_checkpoint(tmp_path / "bomb")
 
 
-@pytest.mark.parametrize("header", [
-    "{'descr': '|u1', 'fortran_order': False, 'shape': (737280, 64, 80000000000)}",
-    "{'descr': '|u1', 'fortran_order': False, 'shape': (2**80,)}",
-    "{'descr': '|u1', 'fortran_order': False, 'shape': (1180591620717411303424, 3)}",
-    "{'descr': '|u1', 'fortran_order': False, 'shape': (-1, 64, 8)}", "{'descr': '|O', 'fortran_order': False, 'shape': (9,)}",
-    "{'descr': '|u1'}", "[" * 3000, "\0" * 9,
-])
+@pytest.mark.parametrize(
+    "header",
+    [
+        "{'descr': '|u1', 'fortran_order': False, 'shape': (737280, 64, 80000000000)}",
+        "{'descr': '|u1', 'fortran_order': False, 'shape': (2**80,)}",
+        "{'descr': '|u1', 'fortran_order': False, 'shape': (1180591620717411303424, 3)}",
+        "{'descr': '|u1', 'fortran_order': False, 'shape': (-1, 64, 8)}",
+        "{'descr': '|O', 'fortran_order': False, 'shape': (9,)}",
+        "{'descr': '|u1'}",
+        "[" * 3000,
+        "\0" * 9,
+    ],
+)
 def test_a_prepared_set_whose_header_lies_is_not_believed(tmp_path, header):
     text = header.encode().ljust(4000) + b"\n"
-    (tmp_path / "celeba_64x64.npy").write_bytes(b"\x93NUMPY\1\0" + len(text).to_bytes(2, "little") + text + bytes(100))
+    (tmp_path / "celeba_64x64.npy").write_bytes(
+        b"\x93NUMPY\1\0" + len(text).to_bytes(2, "little") + text + bytes(100)
+    )
     assert dataset.map_cache(tmp_path / "celeba_64x64.npy") is None
     (tmp_path / "celeba_64x64.json").write_text('{"version": 1, "count": -1, "channels": 64}')
     assert dataset.read_manifest(tmp_path / "celeba_64x64.npy") is None
 
 
-CHANGES = [("iter", -1), ("iter", "9"), ("iter", None), ("model_states", {}), ("model_states.net", {"a": 1}), ("model_states.net", []),
-           ("optim_states", 3), ("optim_states.optim", {}), ("optim_states.optim.state", [1]),
-           ("optim_states.optim.state.0.step", "x"), ("optim_states.optim.param_groups", [{}]),
-           ("arguments", {}), ("arguments", 5), ("arguments.lr", "x"), ("arguments.z_dim", 10**12), ("arguments.model", [1]),
-           ("arguments.model", "Z"), ("arguments.optimizer", "sgd"), ("arguments.objective", None), ("arguments.beta1", 7), ("arguments.batch_size", 0), ("arguments.z_dim", 10.0),
-           ("arguments.seed", 1.5), ("arguments.lr", float("inf")), ("arguments.C_stop_iter", 0), ("generators", {}), ("generators.noise", torch.zeros(3, dtype=torch.uint8)),
-           ("generators.noise", torch.zeros(5056)), ("window", None), ("window.sums", torch.zeros(3, dtype=torch.float64)),
-           ("arguments.gamma", None), ("window.count", -2), ("window.last_row", "x"), ("window.last_row", [1.0]), ("device", None), ("data", ["x"])]
+CHANGES = [
+    ("iter", -1),
+    ("iter", "9"),
+    ("iter", None),
+    ("model_states", {}),
+    ("model_states.net", {"a": 1}),
+    ("model_states.net", []),
+    ("optim_states", 3),
+    ("optim_states.optim", {}),
+    ("optim_states.optim.state", [1]),
+    ("optim_states.optim.state.0.step", "x"),
+    ("optim_states.optim.param_groups", [{}]),
+    ("arguments", {}),
+    ("arguments", 5),
+    ("arguments.lr", "x"),
+    ("arguments.z_dim", 10**12),
+    ("arguments.model", [1]),
+    ("arguments.model", "Z"),
+    ("arguments.optimizer", "sgd"),
+    ("arguments.objective", None),
+    ("arguments.beta1", 7),
+    ("arguments.batch_size", 0),
+    ("arguments.z_dim", 10.0),
+    ("arguments.seed", 1.5),
+    ("arguments.lr", float("inf")),
+    ("arguments.C_stop_iter", 0),
+    ("generators", {}),
+    ("generators.noise", torch.zeros(3, dtype=torch.uint8)),
+    ("generators.noise", torch.zeros(5056)),
+    ("window", None),
+    ("window.sums", torch.zeros(3, dtype=torch.float64)),
+    ("arguments.gamma", None),
+    ("window.count", -2),
+    ("window.last_row", "x"),
+    ("window.last_row", [1.0]),
+    ("device", None),
+    ("data", ["x"]),
+]
 
-UNFIT = [("optim_states.optim.state", {}), ("optim_states.optim.state.0", {}),
-         ("optim_states.optim.state.0.exp_avg", torch.zeros(1)), ("optim_states.optim.param_groups", []),
-         ("optim_states.optim.param_groups", [{"params": [1]}])]  # an optimiser that is whole, but of another network
+UNFIT = [
+    ("optim_states.optim.state", {}),
+    ("optim_states.optim.state.0", {}),
+    ("optim_states.optim.state.0.exp_avg", torch.zeros(1)),
+    ("optim_states.optim.param_groups", []),
+    # an optimiser that is whole, but of another network
+    ("optim_states.optim.param_groups", [{"params": [1]}]),
+]
 
 
 def changed(trained, name, value):
@@ -220,7 +287,9 @@ def changed(trained, name, value):
 def test_a_checkpoint_with_a_field_of_another_kind_is_one_line(trained, tmp_path, name, value):
     torch.save(changed(trained, name, value), tmp_path / "bad")
     for flags in ([], ["--train", "no"]):
-        error = trained.run("other", *flags, "--ckpt_name", tmp_path / "bad", "--overwrite", "yes", status=1).stderr
+        error = trained.run(
+            "other", *flags, "--ckpt_name", tmp_path / "bad", "--overwrite", "yes", status=1
+        ).stderr
         assert error.startswith("main.py: ") and error.count("\n") == 1
 
 
@@ -235,26 +304,38 @@ def test_without_an_optimiser_that_fits_weights_are_drawn_but_not_trained_on(tra
 def test_a_public_checkpoint_without_a_whole_optimiser_is_one_line(trained, tmp_path):
     state = read_checkpoint(trained.checkpoint("run"))
     optim = {"state": {}, "param_groups": [{"params": list(range(32))}]}
-    torch.save({"iter": 20, "model_states": state["model_states"], "optim_states": {"optim": optim}}, tmp_path / "bad")
+    torch.save(
+        {"iter": 20, "model_states": state["model_states"], "optim_states": {"optim": optim}},
+        tmp_path / "bad",
+    )
     error = trained.run("other", "--ckpt_name", tmp_path / "bad", status=1).stderr
     assert "its optimiser" in error and error.count("\n") == 1
 
 
 # Faults of storage.
 
+
 def limited(runs, name, size, *flags):
     """A run in a process that may write no file larger than size: as on a full disk."""
-    code = (f"import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, ({size}, {size})); sys.argv[0] = 'main.py'\n"
-            "import main; sys.exit(main.main())")
+    code = (
+        f"import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, ({size}, {size})); sys.argv[0] = 'main.py'\n"
+        "import main; sys.exit(main.main())"
+    )
     command = [sys.executable, "-c", code, *runs.flags, "--viz_name", name, *flags]
     return subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True, timeout=100)
 
 
-@pytest.mark.parametrize("size, flags, file", [
-    (2**20, ["--save_output", "no"], "ckpt/run/last"), (5000, ["--save_output", "no", "--gather_step", 1, "--save_step", 100], "out/run/log.csv"),
-    (30_000, ["--display_step", 22, "--save_step", 100], "out/run/22/"),
-])
-def test_no_space_is_one_line_with_the_file_and_the_run_goes_on_from_its_checkpoint(copied, size, flags, file):
+@pytest.mark.parametrize(
+    "size, flags, file",
+    [
+        (2**20, ["--save_output", "no"], "ckpt/run/last"),
+        (5000, ["--save_output", "no", "--gather_step", 1, "--save_step", 100], "out/run/log.csv"),
+        (30_000, ["--display_step", 22, "--save_step", 100], "out/run/22/"),
+    ],
+)
+def test_no_space_is_one_line_with_the_file_and_the_run_goes_on_from_its_checkpoint(
+    copied, size, flags, file
+):
     before = read_checkpoint(copied.checkpoint("run"))
     result = limited(copied, "run", size, *flags)
     error = [line for line in result.stderr.splitlines() if line.startswith("main.py: ")]
@@ -286,7 +367,10 @@ def test_folders_that_are_removed_during_a_run_are_written_again(runs):
     solver.data.batch = removing
     solver.train()
     assert (runs.outputs("run") / "log.csv").read_bytes() == (runs.outputs("whole") / "log.csv").read_bytes()
-    assert same(read_checkpoint(runs.checkpoint("run"))["model_states"], read_checkpoint(runs.checkpoint("whole"))["model_states"])
+    assert same(
+        read_checkpoint(runs.checkpoint("run"))["model_states"],
+        read_checkpoint(runs.checkpoint("whole"))["model_states"],
+    )
 
 
 def test_a_log_that_is_no_table_is_one_line(copied):
@@ -309,7 +393,9 @@ def test_where_open_files_cannot_be_renamed_a_file_is_closed_before(tmp_path, mo
     with utils.atomic_file(tmp_path / "a", shared=True) as file:
         monkeypatch.setattr(os, "replace", lambda *paths: (closed.append(file.closed), replace(*paths)))
         file.write(b"whole")
-    assert closed == [True] and (tmp_path / "a").read_bytes() == b"whole" and len(list(tmp_path.iterdir())) == 1
+    assert (
+        closed == [True] and (tmp_path / "a").read_bytes() == b"whole" and len(list(tmp_path.iterdir())) == 1
+    )
 
 
 def test_what_a_killed_drawing_left_is_removed(tmp_path, monkeypatch):
@@ -326,18 +412,28 @@ def test_two_processes_may_prepare_the_same_data_at_once(tmp_path, flags, size):
     if flags[-1] == "--archive":
         flags = [*flags, write_zip(tmp_path / "in.zip", {f"{i}.jpg": encoded(photo(i)) for i in range(100)})]
     command = [sys.executable, ROOT / "dataset.py", *flags, "--dset_dir", tmp_path / "data"]
-    both = [subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for _ in range(2)]
+    both = [
+        subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        for _ in range(2)
+    ]
     outputs = [process.communicate(timeout=100)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0], outputs
     names = {path.name for path in (tmp_path / "data").iterdir()}
     if flags[0] == "dsprites":
-        assert names == {"dsprites_64x64_packed.npy"} and dataset.map_cache(tmp_path / "data" / "dsprites_64x64_packed.npy") is not None
+        assert (
+            names == {"dsprites_64x64_packed.npy"}
+            and dataset.map_cache(tmp_path / "data" / "dsprites_64x64_packed.npy") is not None
+        )
     else:
         images = np.load(tmp_path / "data" / "celeba_64x64.npy")
-        assert names == {"celeba_64x64.npy", "celeba_64x64.json"} and (images == prepared(tmp_path / "alone", flags[-1])[0]).all()
+        assert (
+            names == {"celeba_64x64.npy", "celeba_64x64.json"}
+            and (images == prepared(tmp_path / "alone", flags[-1])[0]).all()
+        )
 
 
 # Numbers.
+
 
 def test_weights_that_are_not_finite_are_neither_drawn_nor_trained_on(trained, tmp_path):
     state = read_checkpoint(trained.checkpoint("run"))
@@ -363,12 +459,16 @@ def test_numbers_that_explode_stop_the_run_with_the_iteration_and_the_checkpoint
     def planting(indices):
         if solver.iter == 27 and plant != "data":
             with torch.no_grad():
-                list(solver.net.parameters())[0 if plant == "weights" else 9].fill_(float("nan") if plant == "weights" else 300)
+                list(solver.net.parameters())[0 if plant == "weights" else 9].fill_(
+                    float("nan") if plant == "weights" else 300
+                )
         return batch(indices) * (float("inf") if plant == "data" and solver.iter == 27 else 1)
 
     if plant == "logvar":  # exp(400) is infinite in float32
         encode = solver.net.encode
-        solver.net.encode = lambda x: (lambda mu, logvar: (mu, logvar + 400 * (solver.iter == 27)))(*encode(x))
+        solver.net.encode = lambda x: (lambda mu, logvar: (mu, logvar + 400 * (solver.iter == 27)))(
+            *encode(x)
+        )
     else:
         solver.data.batch = planting
     with pytest.raises(UserError, match="not finite since iteration 27"):
@@ -391,10 +491,50 @@ def test_iterations_beyond_2_to_the_31_go_on_with_the_right_log_epoch_and_C(copi
 
 # The command line.
 
-FLAGS = [option for action in main.make_parser()._actions for option in action.option_strings if "h" not in option[:3]]
-VALUES = st.one_of(st.text(max_size=9), st.integers(-2**70, 2**70).map(str), st.floats().map(str), st.sampled_from([
-    "", "nan", "inf", "-inf", "1e400", "9" * 5000, "1e308", "true", "no", "a\0b", "a\nb", "\udcff", "\ud800", "/", ".", "..", "~", "x" * 300,
-    "H", "B", "FC", "none", "full", "dsprites", "-", "--", "0x10", "1_000", "\u0663"]))
+FLAGS = [
+    option
+    for action in main.make_parser()._actions
+    for option in action.option_strings
+    if "h" not in option[:3]
+]
+VALUES = st.one_of(
+    st.text(max_size=9),
+    st.integers(-(2**70), 2**70).map(str),
+    st.floats().map(str),
+    st.sampled_from(
+        [
+            "",
+            "nan",
+            "inf",
+            "-inf",
+            "1e400",
+            "9" * 5000,
+            "1e308",
+            "true",
+            "no",
+            "a\0b",
+            "a\nb",
+            "\udcff",
+            "\ud800",
+            "/",
+            ".",
+            "..",
+            "~",
+            "x" * 300,
+            "H",
+            "B",
+            "FC",
+            "none",
+            "full",
+            "dsprites",
+            "-",
+            "--",
+            "0x10",
+            "1_000",
+            "\u0663",
+        ]
+    ),
+)
 
 
 @settings(max_examples=2000, deadline=None, database=None, suppress_health_check=list(HealthCheck))
@@ -408,4 +548,9 @@ def test_any_command_line_is_accepted_or_one_line_and_status_2(pairs):
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             main.parse([text for pair in pairs for text in pair])
     except SystemExit as stop:
-        assert stop.code == 2 and err.getvalue().count("\n") == 1 and err.getvalue().endswith("\n") and not out.getvalue()
+        assert (
+            stop.code == 2
+            and err.getvalue().count("\n") == 1
+            and err.getvalue().endswith("\n")
+            and not out.getvalue()
+        )

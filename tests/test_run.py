@@ -1,4 +1,5 @@
 """Real runs of main.py, small ones: what they write, and that none is lost."""
+
 import csv
 import json
 import os
@@ -28,8 +29,14 @@ def assert_same_run(runs, one, other):
         state.pop("arguments")
     for key in states[0]:
         assert same(states[0][key], states[1][key]), key
-    files = [{p.relative_to(runs.outputs(name)): p.read_bytes() for p in runs.outputs(name).rglob("*.*")
-              if p.is_file() and p.name not in ("args.json", "log.csv.old") and p.parent.suffix != ".old"} for name in (one, other)]
+    files = [
+        {
+            p.relative_to(runs.outputs(name)): p.read_bytes()
+            for p in runs.outputs(name).rglob("*.*")
+            if p.is_file() and p.name not in ("args.json", "log.csv.old") and p.parent.suffix != ".old"
+        }
+        for name in (one, other)
+    ]
     assert files[0].keys() == files[1].keys()
     assert [name for name in files[0] if files[0][name] != files[1][name]] == []
 
@@ -47,7 +54,18 @@ def test_resume_after_sigkill_gives_the_same_bytes(runs):
 
 
 def test_a_signal_saves_and_resume_gives_the_same_bytes(runs):
-    flags = ["--max_iter", 1000, "--display_step", 500, "--gather_step", 7, "--save_step", 400, "--batch_size", 1]
+    flags = [
+        "--max_iter",
+        1000,
+        "--display_step",
+        500,
+        "--gather_step",
+        7,
+        "--save_step",
+        400,
+        "--batch_size",
+        1,
+    ]
     runs.run("whole", *flags)
     for number, status in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
         process = runs.start(number.name, *flags)
@@ -67,7 +85,8 @@ def test_a_run_writes_log_arguments_pictures_and_checkpoints(runs):
     assert log["iter"] == [8, 16, 24, 32, 40]
     names = ["iter", "recon_loss", "total_kld", "mean_kld", "C"]
     assert list(log) == names + [f"{name}_{j}" for name in ("kld", "mu", "var") for j in range(10)]
-    assert log["C"] == pytest.approx([25e-5 * (8 * i + 4.5) for i in range(5)], rel=1e-4)  # mean over the window
+    # mean over the window
+    assert log["C"] == pytest.approx([25e-5 * (8 * i + 4.5) for i in range(5)], rel=1e-4)
     for i in range(5):
         assert log["total_kld"][i] == pytest.approx(sum(log[f"kld_{j}"][i] for j in range(10)), rel=1e-4)
         assert log["var_0"][i] > 0
@@ -76,8 +95,11 @@ def test_a_run_writes_log_arguments_pictures_and_checkpoints(runs):
     assert arguments["threads"] == 1 and arguments["versions"]["torch"]
     for iteration in ("20", "40"):
         names = {p.name for p in (runs.outputs("run") / iteration).iterdir()}
-        assert names == {f"traverse_{seed}.{kind}" for seed in ("square", "ellipse", "heart", "image", "random")
-                         for kind in ("png", "gif")} | {"reconstruction.png", "factors.png"}
+        assert names == {
+            f"traverse_{seed}.{kind}"
+            for seed in ("square", "ellipse", "heart", "image", "random")
+            for kind in ("png", "gif")
+        } | {"reconstruction.png", "factors.png"}
     for name in ("curves", "capacity"):
         Image.open(runs.outputs("run") / f"{name}.png").verify()
     assert "[20]" in output and "[40]" in output
@@ -86,7 +108,9 @@ def test_a_run_writes_log_arguments_pictures_and_checkpoints(runs):
 
 
 def test_objective_H_leaves_C_empty_and_no_pictures_are_written_when_not_wanted(runs):
-    output = runs.run("H", "--objective", "H", "--model", "H", "--save_output", "no", "--max_iter", 9, "--gather_step", 5).stdout
+    output = runs.run(
+        "H", "--objective", "H", "--model", "H", "--save_output", "no", "--max_iter", 9, "--gather_step", 5
+    ).stdout
     assert "beta 4: normalised" in output and "0.00977" in output  # 4 * 10 / 4096
     rows = list(csv.DictReader(open(runs.outputs("H") / "log.csv")))
     assert [(row["iter"], row["C"]) for row in rows] == [("5", ""), ("9", "")]  # max_iter is no multiple
@@ -96,6 +120,7 @@ def test_objective_H_leaves_C_empty_and_no_pictures_are_written_when_not_wanted(
 
 def test_the_streams_of_random_numbers_differ():
     from solver import stream_seed
+
     seeds = [stream_seed(seed, stream) for seed in (0, 1, 2) for stream in ("model", "noise", "pictures")]
     assert len(set(seeds)) == 9
 
@@ -117,8 +142,10 @@ def test_train_false_writes_the_pictures_of_the_checkpoint(runs):
     # Flags that define the run come from the checkpoint.
     runs.run("run", "--train", "False", "--objective", "H", "--model", "H", "--z_dim", 3, "--seed", 9)
     after = {p: p.read_bytes() for p in runs.outputs("run").rglob("*.*")}
+    # Only the pictures of iteration 40 are drawn again.
     assert {p for p in before if p not in after} == set(runs.outputs("run").glob("20/*")) | {
-        p for p in before if p.parent.name == "20"}  # only the pictures of iteration 40 are drawn again
+        p for p in before if p.parent.name == "20"
+    }
     for path in after:
         assert after[path] == before[path]
     assert (runs.outputs("run") / "40" / "reconstruction.png").exists()
@@ -147,7 +174,8 @@ def test_starting_afresh_over_a_run_needs_overwrite(runs):
     assert "--overwrite" in error and runs.checkpoint("run").read_bytes() == saved
     runs.run("run", "--ckpt_name", "none", "--overwrite", "True", "--seed", 2, "--max_iter", 8)
     assert read_log(runs.outputs("run") / "log.csv")["iter"] == [8]
-    assert {p.name for p in runs.checkpoint("run").parent.iterdir()} == {"last", "lock"}  # nothing of the old run
+    # nothing of the old run
+    assert {p.name for p in runs.checkpoint("run").parent.iterdir()} == {"last", "lock"}
     assert read_checkpoint(runs.checkpoint("run"))["iter"] == 8
 
 
@@ -158,7 +186,10 @@ def test_log_and_pictures_without_their_checkpoints_are_kept(runs):
     (runs.outputs("run") / "20" / "metrics.json").write_text("{}")
     runs.run("run", "--max_iter", 8, "--ckpt_dir", runs.folder / "mistyped")
     assert (runs.outputs("run") / "log.csv.old").read_bytes() == log
-    assert not (runs.outputs("run") / "20").exists() and (runs.outputs("run") / "20.old" / "metrics.json").exists()
+    assert (
+        not (runs.outputs("run") / "20").exists()
+        and (runs.outputs("run") / "20.old" / "metrics.json").exists()
+    )
 
 
 def test_a_run_from_the_checkpoint_of_another_sets_all_that_lies_under_its_name_aside(runs):
@@ -169,9 +200,16 @@ def test_a_run_from_the_checkpoint_of_another_sets_all_that_lies_under_its_name_
     runs.run("other", "--ckpt_name", runs.checkpoint("one"))
     assert (runs.outputs("other") / "log.csv.old").read_bytes() == log
     assert read_log(runs.outputs("other") / "log.csv")["iter"] == [24, 32, 40]
-    assert {p.name for p in runs.outputs("other").iterdir() if p.is_dir()} == {"10.old", "20.old", "30.old", "40"}
+    assert {p.name for p in runs.outputs("other").iterdir() if p.is_dir()} == {
+        "10.old",
+        "20.old",
+        "30.old",
+        "40",
+    }
     assert json.loads((runs.outputs("other") / "args.json").read_text())["before"] == []
-    assert "checkpoint" in (error := runs.run("third", "--ckpt_name", runs.checkpoint("one"), "--lr", 1, status=1).stderr)
+    assert "checkpoint" in (
+        error := runs.run("third", "--ckpt_name", runs.checkpoint("one"), "--lr", 1, status=1).stderr
+    )
     assert "another --viz_name" not in error and "lr 0.0001 (now 1.0)" in error
 
 
@@ -204,12 +242,14 @@ def test_going_back_to_an_older_checkpoint_needs_overwrite_and_forgets_what_came
 
 
 def test_a_second_ctrl_c_ends_the_process_at_once_and_one_that_is_sent_twice_does_not():
-    code = ("import time; from utils import StopSignals\n"
-            "with StopSignals() as stop:\n"
-            "    print('ready', flush=True)\n"
-            "    while not stop.received: time.sleep(0.01)\n"
-            "    print('noted', flush=True)\n"
-            "    time.sleep(60)")
+    code = (
+        "import time; from utils import StopSignals\n"
+        "with StopSignals() as stop:\n"
+        "    print('ready', flush=True)\n"
+        "    while not stop.received: time.sleep(0.01)\n"
+        "    print('noted', flush=True)\n"
+        "    time.sleep(60)"
+    )
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=ROOT)
     for word in ("ready", "noted"):
         assert process.stdout.readline() == word + "\n"
@@ -226,13 +266,17 @@ def test_a_damaged_last_gives_way_to_previous_and_none_readable_is_an_error(runs
     runs.run("run")
     last = runs.checkpoint("run")
     whole = last.read_bytes()
-    for damaged in (whole[:len(whole) // 2], b"",
-                    whole[:len(whole) // 2] + bytes([whole[len(whole) // 2] ^ 1]) + whole[len(whole) // 2 + 1:]):
+    for damaged in (
+        whole[: len(whole) // 2],
+        b"",
+        whole[: len(whole) // 2] + bytes([whole[len(whole) // 2] ^ 1]) + whole[len(whole) // 2 + 1 :],
+    ):
         last.write_bytes(damaged)
         output = runs.run("run").stdout
         assert "cannot be read" in output and "resumed at iteration 30" in output
         assert_same_run(runs, "whole", "run")
-        assert read_checkpoint(runs.checkpoint("run", "previous"))["iter"] == 30  # no damaged file took its place
+        # no damaged file took its place
+        assert read_checkpoint(runs.checkpoint("run", "previous"))["iter"] == 30
     for which in ("last", "previous"):
         runs.checkpoint("run", which).write_bytes(b"nothing")
     assert "--ckpt_name none" in runs.run("run", status=1).stderr
@@ -258,8 +302,21 @@ def test_pictures_that_come_before_the_next_row_of_the_log_do_not_hide_a_bad_los
 
 def test_a_stop_in_the_last_iteration_is_a_stop_and_the_next_call_scores(runs, monkeypatch):
     display = Solver.display
-    monkeypatch.setattr(Solver, "display", lambda solver: (display(solver), os.kill(os.getpid(), signal.SIGTERM)))
-    flags = ["--max_iter", 8, "--gather_step", 8, "--display_step", 8, "--save_output", "no", "--metrics", "fast"]
+    monkeypatch.setattr(
+        Solver, "display", lambda solver: (display(solver), os.kill(os.getpid(), signal.SIGTERM))
+    )
+    flags = [
+        "--max_iter",
+        8,
+        "--gather_step",
+        8,
+        "--display_step",
+        8,
+        "--save_output",
+        "no",
+        "--metrics",
+        "fast",
+    ]
     assert "finished at iteration 8" in runs.run("run", *flags, status=143).stdout
     assert not list(runs.outputs("run").glob("*/metrics.json"))
     runs.run("run", *flags)
@@ -267,8 +324,11 @@ def test_a_stop_in_the_last_iteration_is_a_stop_and_the_next_call_scores(runs, m
 
 
 def test_a_run_that_trains_may_be_drawn_at_the_same_time(tmp_path, monkeypatch):
-    path, code = tmp_path / "curves.png", "import sys, plots; from pathlib import Path\n" \
-        "plots.save(Path(sys.argv[1]), lambda file, format: file.write(b'one'))"
+    path, code = (
+        tmp_path / "curves.png",
+        "import sys, plots; from pathlib import Path\n"
+        "plots.save(Path(sys.argv[1]), lambda file, format: file.write(b'one'))",
+    )
 
     def other_draws(_):  # it begins and ends while this process has written, and not yet renamed
         assert subprocess.run([sys.executable, "-c", code, path], cwd=ROOT).returncode == 0
@@ -292,7 +352,10 @@ def test_args_json_remembers_the_code_and_the_machine_of_each_part_of_a_run(runs
     about = json.loads((runs.outputs("run") / "args.json").read_text())
     parts = [*about["before"], about]
     assert [(part.get("until"), part["precision"], part["threads"]) for part in parts] == [
-        (8, "float32", 1), (16, "bf16", 1), (None, "float32", 2)]
+        (8, "float32", 1),
+        (16, "bf16", 1),
+        (None, "float32", 2),
+    ]
     assert all(part["commit"] and part["versions"] for part in parts)
     (runs.outputs("run") / "args.json").write_text("[1]")
     runs.run("run", "--max_iter", 32, "--save_output", "no")
@@ -306,8 +369,14 @@ def test_a_data_set_smaller_than_a_batch_is_an_error(runs):
 def test_one_checkpoint_is_kept_for_good_at_multiples(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     for iteration in (49_999, 50_000, 60_000, 100_000):
-        checkpoints.save({"iter": iteration, "model_states": {"net": {}}, "arguments": None,
-                          "optim_states": {"optim": {"state": {}, "param_groups": []}}})
+        checkpoints.save(
+            {
+                "iter": iteration,
+                "model_states": {"net": {}},
+                "arguments": None,
+                "optim_states": {"optim": {"state": {}, "param_groups": []}},
+            }
+        )
     assert [p.name for p in checkpoints.paths()] == ["last", "previous", "100000", "50000"]
     (tmp_path / "last").write_bytes(b"")
     assert checkpoints.load()["iter"] == 100_000  # not previous, of 60,000
@@ -327,12 +396,21 @@ def test_a_checkpoint_of_the_public_repository_is_drawn_and_trained_on(runs, old
     runs.run("ours", "--max_iter", 20)
     state = read_checkpoint(runs.checkpoint("ours"))
     optim = state["optim_states"]["optim"]
-    group = {name: optim["param_groups"][0][name] for name in ("params", "lr", "betas", "eps", "weight_decay")}
+    group = {
+        name: optim["param_groups"][0][name] for name in ("params", "lr", "betas", "eps", "weight_decay")
+    }
     steps = {i: {**one, "step": 20} for i, one in optim["state"].items()}
     public = runs.folder / "public"
-    torch.save({"iter": 20, "win_states": {"recon": "window_1"}, "model_states": state["model_states"],
-                "optim_states": {"optim": {"state": steps, "param_groups": [group]}}}, public,
-               _use_new_zipfile_serialization=not old_format)
+    torch.save(
+        {
+            "iter": 20,
+            "win_states": {"recon": "window_1"},
+            "model_states": state["model_states"],
+            "optim_states": {"optim": {"state": steps, "param_groups": [group]}},
+        },
+        public,
+        _use_new_zipfile_serialization=not old_format,
+    )
     output = runs.run("drawn", "--train", "False", "--ckpt_name", public).stdout
     assert "no flags" in output and output.count("public") == 1
     drawn, ours = (Image.open(runs.outputs(name) / "20" / "reconstruction.png") for name in ("drawn", "ours"))
@@ -346,7 +424,18 @@ def test_a_checkpoint_of_the_public_repository_is_drawn_and_trained_on(runs, old
 
 
 def test_adagrad_trains_the_fully_connected_model_and_resumes_to_the_byte(runs):
-    flags = ["--model", "FC", "--objective", "H", "--optimizer", "adagrad", "--lr", 1e-2, "--save_output", "no"]
+    flags = [
+        "--model",
+        "FC",
+        "--objective",
+        "H",
+        "--optimizer",
+        "adagrad",
+        "--lr",
+        1e-2,
+        "--save_output",
+        "no",
+    ]
     runs.run("whole", *flags)
     runs.run("parts", *flags, "--max_iter", 24)
     runs.run("parts", *flags)
@@ -360,25 +449,68 @@ def test_the_weights_that_come_with_the_repository_are_drawn_and_looked_into(run
     weights = ROOT / "misc" / "dsprites_B_rounded.pt"
     assert "pictures in" in runs.run("trained", "--train", "False", "--ckpt_name", weights).stdout
     assert (runs.outputs("trained") / "150000" / "traverse_heart.png").exists()
-    told = subprocess.run([sys.executable, ROOT / "misc" / "stall.py", weights, "--batches", "2", "--told", "6", "--dset_dir", dset_dir],
-                          capture_output=True, text=True, check=True).stdout
+    told = subprocess.run(
+        [
+            sys.executable,
+            ROOT / "misc" / "stall.py",
+            weights,
+            "--batches",
+            "2",
+            "--told",
+            "6",
+            "--dset_dir",
+            dset_dir,
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
     assert told.count("its decoder, told, after") == told.count("a new decoder, told, after") == 6
     assert "iteration 150,000, C 25.000" in told and "never on: 0 of 32, 18 of 32, 26 of 32" in told
-    lost = subprocess.run([sys.executable, ROOT / "misc" / "stall.py", runs.folder / "none"], capture_output=True, text=True)
+    lost = subprocess.run(
+        [sys.executable, ROOT / "misc" / "stall.py", runs.folder / "none"], capture_output=True, text=True
+    )
     assert lost.returncode == 1 and lost.stderr.startswith("stall.py: ") and lost.stderr.count("\n") == 1
-    none = subprocess.run([sys.executable, ROOT / "misc" / "stall.py", weights, "--batches", "0"], capture_output=True, text=True)
-    assert none.returncode == 2 and none.stderr.startswith("stall.py: --batches") and none.stderr.count("\n") == 1
+    none = subprocess.run(
+        [sys.executable, ROOT / "misc" / "stall.py", weights, "--batches", "0"],
+        capture_output=True,
+        text=True,
+    )
+    assert (
+        none.returncode == 2
+        and none.stderr.startswith("stall.py: --batches")
+        and none.stderr.count("\n") == 1
+    )
 
 
 def test_runs_are_compared_in_one_picture(tmp_path):
     def compare(*arguments):
-        return subprocess.run([sys.executable, ROOT / "misc" / "compare.py", "--out", tmp_path / "new" / "compare.png", *arguments],
-                              capture_output=True, text=True)
+        return subprocess.run(
+            [
+                sys.executable,
+                ROOT / "misc" / "compare.py",
+                "--out",
+                tmp_path / "new" / "compare.png",
+                *arguments,
+            ],
+            capture_output=True,
+            text=True,
+        )
 
     runs = [ROOT / "misc" / "runs" / name for name in ("dsprites_B", "dsprites_B_start10")]
     assert compare(*runs).returncode == 0 and (tmp_path / "new" / "compare.png").stat().st_size > 10_000
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "log.csv").write_text("iter,loss\n1,2\n")
-    for wrong in ([tmp_path / "other"], [*runs, "--labels", "one"], [tmp_path], [*runs, "--to_recon", "1"], [*runs, "--out", "picture"]):
+    for wrong in (
+        [tmp_path / "other"],
+        [*runs, "--labels", "one"],
+        [tmp_path],
+        [*runs, "--to_recon", "1"],
+        [*runs, "--out", "picture"],
+    ):
         result = compare(*wrong)
-        assert result.returncode == 1 and result.stderr.startswith("compare.py: ") and result.stderr.count("\n") == 1
+        assert (
+            result.returncode == 1
+            and result.stderr.startswith("compare.py: ")
+            and result.stderr.count("\n") == 1
+        )

@@ -1,4 +1,5 @@
 """What is fast computes the same: layers, precision, devices; and bench.py."""
+
 import json
 
 import pytest
@@ -6,9 +7,9 @@ import torch
 from torch import nn
 
 import bench
+from checkpoints import read_checkpoint
 from layers import ConvTranspose2d
 from model import BetaVAE_B, BetaVAE_H
-from checkpoints import read_checkpoint
 from utils import read_log
 
 
@@ -58,14 +59,34 @@ def test_under_autocast_the_network_is_bfloat16_and_what_it_gives_is_float32():
     assert all(p.dtype == torch.float32 for p in net.parameters())
 
 
-@pytest.mark.skipif(torch.backends.cpu.get_cpu_capability() == "AVX2", reason="bf16 has no instructions on this CPU: ten minutes")
+@pytest.mark.skipif(
+    torch.backends.cpu.get_cpu_capability() == "AVX2",
+    reason="bf16 has no instructions on this CPU: ten minutes",
+)
 def test_a_bf16_run_follows_the_float32_run(runs):
     """2,000 iterations of the main job, batch 16: means over 250 iterations within 2 % (reconstruction
     loss) and 0.02 nats (KL). Measured for seeds 1 to 3: at most 1.2 % and 0.007 nats."""
     logs = []
     for precision in ("float32", "bf16"):
-        runs.run(precision, "--precision", precision, "--max_iter", 2000, "--batch_size", 16, "--lr", 5e-4, "--gather_step", 250,
-                 "--display_step", 2000, "--save_step", 2000, "--threads", 0)
+        runs.run(
+            precision,
+            "--precision",
+            precision,
+            "--max_iter",
+            2000,
+            "--batch_size",
+            16,
+            "--lr",
+            5e-4,
+            "--gather_step",
+            250,
+            "--display_step",
+            2000,
+            "--save_step",
+            2000,
+            "--threads",
+            0,
+        )
         logs.append(read_log(runs.outputs(precision) / "log.csv"))
     float32, bf16 = logs
     assert float32["recon_loss"] != bf16["recon_loss"]
@@ -101,12 +122,32 @@ def test_flags_of_the_optimiser_that_belong_to_a_device_are_not_taken_from_a_che
 
 
 def test_bench_measures_every_arm(tmp_path, dset_dir, capsys):
-    flags = ["--dset_dir", dset_dir, "--rounds", 1, "--burst", 2, "--batch_size", 8, "--json", tmp_path / "bench.json"]
+    flags = [
+        "--dset_dir",
+        dset_dir,
+        "--rounds",
+        1,
+        "--burst",
+        2,
+        "--batch_size",
+        8,
+        "--json",
+        tmp_path / "bench.json",
+    ]
     assert bench.main(list(map(str, flags))) == 0
     figures = json.loads((tmp_path / "bench.json").read_text())
-    for key in ("plain_it_s", "float32_it_s", "bf16_it_s", "float32_ratio", "bf16_ratio", "start_s", "peak_gb"):
+    for key in (
+        "plain_it_s",
+        "float32_it_s",
+        "bf16_it_s",
+        "float32_ratio",
+        "bf16_ratio",
+        "start_s",
+        "peak_gb",
+    ):
         assert 0 < figures[key] < 1e4, key
-    assert figures["gflop"] == pytest.approx(8 * 0.0737, rel=0.01)  # 3 x 12.46 M multiply-adds, less the first layer's dx
+    # 3 x 12.46 M multiply-adds, less the first layer's dx
+    assert figures["gflop"] == pytest.approx(8 * 0.0737, rel=0.01)
     assert figures["float32_ratio"] == pytest.approx(figures["float32_it_s"] / figures["plain_it_s"])
     output = capsys.readouterr().out
     assert all(f"\n{arm}" in output for arm in ("plain", "float32", "bf16"))
