@@ -18,11 +18,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-import download
-import dsprites
-import official
-from archives import Source
-from prepare import make_cache, manifest_path, read_manifest, what_changed
+from prepare import download, dsprites, official
+from prepare.archives import Source
+from prepare.images import make_cache, manifest_path, read_manifest, what_changed
 from utils import Parser, UserError, atomic_file, count, exit_status
 
 

@@ -13,10 +13,10 @@ import sys
 from pathlib import Path
 
 from dataset import DATASETS
-from flags import CHOICES, RULES, broken_rule
-from metrics import LEVELS
+from evaluation.metrics import LEVELS
 from model import MODELS
 from solver import Solver
+from training.settings import CHOICES, RULES, broken_rule
 from utils import Parser, boolean, count, exit_status
 
 

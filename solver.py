@@ -5,30 +5,31 @@ import os
 import shutil
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-import metrics
-import plots
-from checkpoints import Checkpoints
-from dashboard import Dashboard
 from dataset import return_data
-from flags import defining_flags, fault_of_flags, saved_flags
+from evaluation import metrics
 from model import MODELS
+from training.checkpoint import Checkpoints
+from training.lock import take_folder
+from training.log import Log
+from training.run import StopSignals
+from training.settings import defining_flags, fault_of_flags, saved_flags
 from utils import (
-    Log,
-    StopSignals,
     UserError,
     atomic_file,
+    epoch_order,
     find_device,
     git_commit,
     keep_freed_memory,
     progress,
-    take_folder,
+    stream_seed,
     versions,
 )
+from viz import figures, pictures
+from viz.dashboard import Dashboard
 
 # The objective. All terms are in nats: summed over pixels or latents, averaged over the batch.
 
@@ -86,20 +87,9 @@ def capacity(step, C_max, C_stop_iter, C_start=0.0):
     return C_start + (C_max - C_start) * step / C_stop_iter if step < C_stop_iter else C_max
 
 
-def epoch_order(seed, epoch, n):
-    """The order of n images in an epoch: int64 (n,), a function of its arguments alone."""
-    return torch.from_numpy(np.random.default_rng((seed, epoch)).permutation(n))
-
-
 # A run.
 
 NEVER = 2**62  # stands for the iteration of a bad loss while there was none
-
-
-def stream_seed(seed, stream, start=0):
-    """A seed for one of a run's streams of random numbers, so that no two draw the same numbers."""
-    key = (("model", "noise", "pictures").index(stream), start)
-    return int(np.random.SeedSequence(seed, spawn_key=key).generate_state(1, np.uint32)[0])
 
 
 def make_optimizer(args, parameters, device):
@@ -275,19 +265,19 @@ class Solver:
         kld, told = self.latent_kld(), None
         if self.data.factor_sizes:
             information = self.glance() if information is None else information
-            told = plots.tells(information, self.data.factor_names)
+            told = pictures.tells(information, self.data.factor_names)
         for name, (seed, z) in self.seeds().items():
-            images = plots.traverse(self.net.decode, z)
-            plots.traversal(images, kld, told, folder / f"traverse_{name}.png", seed)
-            plots.animation(images, kld, told, folder / f"traverse_{name}.gif")
+            images = pictures.traverse(self.net.decode, z)
+            pictures.traversal(images, kld, told, folder / f"traverse_{name}.png", seed)
+            pictures.animation(images, kld, told, folder / f"traverse_{name}.gif")
         x = self.data.batch(self.reconstructed)
         with torch.no_grad():
             mu, _ = self.net.encode(x)
-            plots.reconstruction(x, self.net.decode(mu), folder / "reconstruction.png")
-        plots.factors(self.net.decode, mu[:5], kld, told, folder / "factors.png")
+            pictures.reconstruction(x, self.net.decode(mu), folder / "reconstruction.png")
+        pictures.factors(self.net.decode, mu[:5], kld, told, folder / "factors.png")
         if self.log.path.exists():
-            plots.curves(self.log.path, self.outputs / "curves.png")
-            plots.capacity(self.log.path, told, self.outputs / "capacity.png", self.iter)
+            figures.curves(self.log.path, self.outputs / "curves.png")
+            figures.capacity(self.log.path, told, self.outputs / "capacity.png", self.iter)
         tqdm.write(f"pictures in {folder}")
         self.dashboard.update(self.iter, folder)
 
@@ -348,13 +338,13 @@ class Solver:
         """Writes the pictures that need the codes mu (N, z_dim) of a grid of factors (N, K), and all others."""
         kld, names = self.latent_kld(), self.data.factor_names
         information = metrics.mutual_information(mu, factors)  # of all codes: hardly biased
-        plots.mutual_information(
+        figures.mutual_information(
             information, metrics.entropy(factors), names, kld, folder / "mutual_information.png"
         )
         grid = mu.numpy().reshape(*metrics.grid_sizes(factors), -1)
-        images = plots.traverse(self.net.decode, self.seeds()["heart"][1])
-        plots.latent_response(
-            grid, images, kld, plots.tells(information, names), folder / "latent_response.png"
+        images = pictures.traverse(self.net.decode, self.seeds()["heart"][1])
+        figures.latent_response(
+            grid, images, kld, pictures.tells(information, names), folder / "latent_response.png"
         )
         self.draw(information)
 

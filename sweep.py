@@ -30,9 +30,11 @@ from tqdm import tqdm
 
 import main as program
 from dataset import return_data
-from flags import SETTINGS, defining_flags
-from study import Summary, iterations
-from utils import StopSignals, UserError, boolean, count, exit_status, lock_holder, progress
+from evaluation.study import Summary, iterations
+from training.lock import lock_holder
+from training.run import StopSignals
+from training.settings import SETTINGS, defining_flags
+from utils import UserError, boolean, count, exit_status, progress
 
 OWN = ("sweep_name", "parallel", "dry_run")  # flags that main.py does not know
 FIXED = ("train", "ckpt_name", "overwrite")  # each run decides by what is on disk

@@ -1,27 +1,25 @@
-"""What a run needs besides training: flag types, signals, and files that are never half-written."""
+"""What a run needs besides training: flag types, seeds, and files that are never half-written."""
 
 import argparse
 import contextlib
-import csv
 import ctypes
 import glob
 import math
 import os
 import platform
-import signal
 import socket
 import subprocess
 import sys
-import time
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
 try:
     import fcntl
-except ImportError:  # no such locks on Windows: there two runs of a name are not told apart
+except ImportError:  # no such locks on Windows
     fcntl = None
 
 ACTIVE = 0.01  # nats of KL above which a latent counts as active
@@ -84,6 +82,17 @@ def find_device(cuda):
     return torch.device("cuda" if cuda and torch.cuda.is_available() else "cpu")
 
 
+def stream_seed(seed, stream, start=0):
+    """A seed for one of a run's streams of random numbers, so that no two draw the same numbers."""
+    key = (("model", "noise", "pictures").index(stream), start)
+    return int(np.random.SeedSequence(seed, spawn_key=key).generate_state(1, np.uint32)[0])
+
+
+def epoch_order(seed, epoch, n):
+    """The order of n images in an epoch: int64 (n,), a function of its arguments alone."""
+    return torch.from_numpy(np.random.default_rng((seed, epoch)).permutation(n))
+
+
 def keep_freed_memory():
     """Lets the process keep the memory that it frees, blocks of up to 256 MB, for its next allocations.
 
@@ -136,34 +145,6 @@ def progress(iterable=None, delay=2, leave=False, **options):
 def is_web_page(start):
     """Whether the first bytes of what should be data are those of a page, as servers send when a quota is used up."""
     return start.lstrip().lower().startswith((b"<!doctype html", b"<html"))
-
-
-class StopSignals:
-    """Within `with`: the first Ctrl-C or SIGTERM is kept in .received, a second ends the process.
-
-    Launchers may send one twice, to a process and to its group, and Linux sends the signal of a parent's death once
-    for each thread of the parent: what comes within REPEAT seconds is no second one.
-    """
-
-    REPEAT = 0.5
-
-    def __enter__(self):
-        self.received = None
-        self.handlers = {
-            number: signal.signal(number, self.receive) for number in (signal.SIGINT, signal.SIGTERM)
-        }
-        return self
-
-    def receive(self, number, frame):
-        if self.received is None:
-            self.received, self.at = number, time.monotonic()
-        elif time.monotonic() > self.at + self.REPEAT:
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
-
-    def __exit__(self, *error):
-        for number, handler in self.handlers.items():
-            signal.signal(number, handler)
 
 
 @contextlib.contextmanager
@@ -224,124 +205,3 @@ def remove_leftovers(path):
             if fcntl:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 leftover.unlink(missing_ok=True)
-
-
-LOCK = "lock"  # a file in each folder of a run: who trains it, or did last
-
-
-def take_folder(folder):
-    """Takes a run's folder for this process and returns the file that holds it, for as long as it is open.
-
-    UserError says who has it. A POSIX record lock: it ends with its process, however that ends, no child
-    inherits it, and NFS knows it. The process that has it must not open the file again: closing any drops the lock.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    file = open(folder / LOCK, "a+")
-    for wait in (0.05, 0.05, None):  # lock_holder may be looking
-        if try_lock(file, exclusive=True):
-            file.truncate(0)
-            file.write(f"pid {os.getpid()} on {socket.gethostname()}")
-            file.flush()
-            return file
-        if wait:
-            time.sleep(wait)
-    raise UserError(
-        f"{folder} is in use: {lock_holder(folder)} is training there; another run needs another --viz_name"
-    )
-
-
-def lock_holder(folder):
-    """Which other process is training in a run's folder, as "pid 123 on host"; None if none is. Changes nothing."""
-    try:
-        with open(Path(folder) / LOCK) as file:
-            return (
-                None if try_lock(file, exclusive=False) else file.read() or "a process that has just started"
-            )
-    except FileNotFoundError:
-        return None
-
-
-def try_lock(file, exclusive):
-    """Whether a lock can be had; True also where there are none."""
-    try:
-        if fcntl:
-            fcntl.lockf(file, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):  # EAGAIN or EACCES, by system
-        return False
-    except OSError:  # a file system without locks
-        pass
-    return True
-
-
-class Log:
-    """The curves of a run: a csv file of one row for each window of iterations.
-
-    columns: names, the first of which is "iter". A value may be None: it is written as nothing.
-    """
-
-    def __init__(self, path, columns):
-        self.path, self.columns, self.file = Path(path), columns, None
-
-    def open(self, last_iter, keep=False):
-        """Opens the file to append after last_iter: later rows go.
-
-        keep: leave the whole of it as log.csv.old, unless what is there already is longer.
-        """
-        rows, old = [self.columns], self.path.with_name(self.path.name + ".old")
-        if (
-            keep
-            and self.path.exists()
-            and not (old.exists() and old.stat().st_size > self.path.stat().st_size)
-        ):
-            with atomic_file(old) as file:
-                file.write(self.path.read_bytes())
-        if last_iter and self.path.exists():
-            # no table: no rows
-            with open(self.path, newline="", errors="replace") as file, contextlib.suppress(csv.Error):
-                rows += [
-                    row
-                    for row in list(csv.reader(file))[1:]
-                    if len(row) == len(self.columns) and row[0].isdecimal() and int(row[0]) <= last_iter
-                ]
-        with atomic_file(self.path) as file:
-            file.write("".join(",".join(row) + "\n" for row in rows).encode())
-        self.file = open(self.path, "a+", newline="")
-
-    def append(self, iteration, values):
-        """Adds a row; returns its values as a reader of the file will see them."""
-        texts = ["" if value is None else f"{value:.6g}" for value in values]
-        with named(self.path):
-            self.file.write(",".join([str(iteration), *texts]) + "\n")
-            self.file.flush()
-        return [float(text) if text else None for text in texts]
-
-    def flush_to_disk(self):
-        if not self.path.exists():  # its folder was removed; the open file still has it all
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.file.seek(0)
-            with atomic_file(self.path) as file:
-                file.write(self.file.read().encode())
-            self.file.close()
-            self.file = open(self.path, "a+", newline="")
-            tqdm.write(f"{self.path} was removed: written again")
-        with named(self.path):
-            os.fsync(self.file.fileno())
-
-    def close(self):
-        if self.file:
-            self.file.close()
-
-
-def read_log(path):
-    """Reads log.csv as {column: list of floats}; what is empty there is NaN."""
-    try:
-        with open(path, newline="") as file:
-            header, *rows = csv.reader(file)
-        rows = [row for row in rows if len(row) == len(header)]  # a run may be writing the last one
-        return {
-            name: [float(row[i]) if row[i] else math.nan for row in rows] for i, name in enumerate(header)
-        }
-    except (ValueError, csv.Error):  # empty, no text or no numbers
-        raise UserError(
-            f"{path} is damaged: it is no table of numbers; without it, all but the curves can be drawn"
-        ) from None

@@ -1,6 +1,6 @@
 """Draws the logs of several runs into one plane, reconstruction loss against KL (misc/capacity.md).
 
-    python misc/compare.py outputs/dsprites_B outputs/dsprites_B_rounded --out outputs/compare.png
+    python -m misc.compare outputs/dsprites_B outputs/dsprites_B_rounded --out outputs/compare.png
 
 Each row of log.csv is a point, so that a run is a line, to a dot at its last row. Of two runs at the same KL the lower
 one tells more of the image in the same nats.
@@ -11,10 +11,9 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from plots import save
-from utils import Parser, UserError, exit_status, read_log
+from training.log import read_log
+from utils import Parser, UserError, exit_status
+from viz.pictures import save
 
 
 def compare(folders, labels, to_recon, out):

@@ -1,8 +1,8 @@
 """What stalls objective B, seen at the weights of a checkpoint (misc/capacity.md).
 
-    python misc/stall.py checkpoints/dsprites_B/last
-    python misc/stall.py --batches 200 misc/dsprites_B_rounded.pt
-    python misc/stall.py --told 3000 misc/dsprites_B_rounded.pt
+    python -m misc.stall checkpoints/dsprites_B/last
+    python -m misc.stall --batches 200 misc/dsprites_B_rounded.pt
+    python -m misc.stall --told 3000 misc/dsprites_B_rounded.pt
 
 Over some batches: mean and standard deviation of KL - C; of the slope of gamma |KL - C|; and the root mean square of
 that term's gradient over that of the reconstruction loss, on the encoder's weights, for the paper's bars and for those
@@ -15,19 +15,16 @@ iterations; then a new decoder on the same.
 
 import copy
 import sys
-from pathlib import Path
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from dsprites import FACTOR_SIZES
 from main import parse
 from model import kaiming_init, reparameterise
-from solver import Solver, capacity, epoch_order, kl_divergence, objective_B, reconstruction_loss
-from utils import Parser, UserError, count, exit_status, progress
+from prepare.dsprites import FACTOR_SIZES
+from solver import Solver, capacity, kl_divergence, objective_B, reconstruction_loss
+from utils import Parser, UserError, count, epoch_order, exit_status, progress
 
 
 def measure(path, batches, told_iterations, dset_dir):

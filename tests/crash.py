@@ -34,9 +34,10 @@ from conftest import ROOT, same  # puts the repository on the path
 
 # isort: split
 import main as program
-from checkpoints import read_checkpoint
 from solver import Solver
-from utils import Log, Parser, boolean, progress
+from training.checkpoint import read_checkpoint
+from training.log import Log
+from utils import Parser, boolean, progress
 
 SAVE_STEP = 30
 FLAGS = [

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 import main
-from checkpoints import read_checkpoint
 from solver import Solver
-from utils import read_log
+from training.checkpoint import read_checkpoint
+from training.log import read_log
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 

@@ -19,13 +19,12 @@ import requests
 import torch
 from PIL import Image
 
-import dashboard
-import plots
 from browser import chromium, look, unavailable
-from checkpoints import read_checkpoint
 from conftest import ROOT, same, wait_for
-from dashboard import Dashboard
-from utils import read_log
+from training.checkpoint import read_checkpoint
+from training.log import read_log
+from viz import dashboard, figures
+from viz.dashboard import Dashboard
 
 BEGINNINGS = ("dashboard: ", "no dashboard", "dashboard.py: ")  # of each line that the dashboard prints
 SHORT = ["--max_iter", 10, "--gather_step", 5, "--display_step", 10, "--viz_on", True]
@@ -430,16 +429,15 @@ def test_without_visdom_a_run_says_so_once_and_goes_on(runs, monkeypatch):
 
 
 def test_visdom_is_imported_only_where_there_is_something_to_show():
-    code = (
-        "import sys, main, dashboard; dashboard.Dashboard('x', 'x').update(1); print('visdom' in sys.modules)"
-    )
+    code = "import sys, main; from viz import dashboard; dashboard.Dashboard('x', 'x').update(1); print('visdom' in sys.modules)"
     assert (
         subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True).stdout
         == "False\n"
     )
     assert [
         path.name
-        for path in ROOT.glob("*.py")
+        for folder in (".", "evaluation", "prepare", "training", "viz")
+        for path in (ROOT / folder).glob("*.py")
         if re.search(r"^\s*(import|from) visdom", path.read_text(), re.M)
     ] == ["dashboard.py"]
 
@@ -621,7 +619,7 @@ def test_sending_takes_under_one_percent_of_the_time_and_the_end_is_sent_at_once
 
 
 def test_a_study_shows_its_picture_and_its_table(server, tmp_path):
-    plots.study({"mig": {"beta=1": [0.1, 0.2], "beta=4": [0.3]}}, tmp_path / "summary.png")
+    figures.study({"mig": {"beta=1": [0.1, 0.2], "beta=4": [0.3]}}, tmp_path / "summary.png")
     (tmp_path / "summary.md").write_text("| beta=1 | <2> |")
     board = Dashboard(tmp_path, "a study", port=server.port)
     assert board.send(jobs := {"study": lambda: dashboard.study(tmp_path, "a study")}) and not jobs

@@ -14,11 +14,11 @@ import pytest
 import torch
 from PIL import Image
 
-import archives
 import dataset
 import main
-import prepare
+import prepare.images
 from images import FILES, encoded, photo, prepared, refusal, write_folder, write_tar, write_zip
+from prepare import archives
 
 # What is read.
 
@@ -35,7 +35,7 @@ def test_folders_and_archives_of_all_kinds_give_the_same_rows_in_the_order_of_na
         "stored zip": lambda: write_zip(tmp_path / "in", files, zipfile.ZIP_STORED),
     }.get(form, lambda: write_tar(tmp_path / "in", files, "w:" + form[4:]))()
     path, manifest = dataset.find_images("celeba", tmp_path / "out", source, num_workers=num_workers)
-    expected = [prepare.decode(FILES[name], 0, 3) for name in sorted(FILES)]
+    expected = [prepare.images.decode(FILES[name], 0, 3) for name in sorted(FILES)]
     assert (np.load(path) == expected).all()
     assert (manifest["count"], manifest["listed"], manifest["skipped"]) == (4, 4, {})
     assert {p.name for p in (tmp_path / "out").iterdir()} == {"celeba_64x64.npy", "celeba_64x64.json"}
@@ -78,7 +78,7 @@ def draft_difference(jpegs, crop):
     full = [
         Image.open(io.BytesIO(data)).crop(box).resize((64, 64), Image.Resampling.BILINEAR) for data in jpegs
     ]
-    small = np.stack([prepare.decode(data, crop, 3).transpose(1, 2, 0) for data in jpegs])
+    small = np.stack([prepare.images.decode(data, crop, 3).transpose(1, 2, 0) for data in jpegs])
     difference = np.abs(small - np.stack(full).astype(int)).mean()
     assert difference > 0  # else nothing was decoded small
     return difference
@@ -112,7 +112,7 @@ def test_the_real_sample_and_the_stand_in_are_read(tmp_path, shared):
         source.members = source.members[:: count // 40]
         path = tmp_path / f"{name}_64x64.npy"
         spec = dataset.IMAGE_SETS[name]
-        assert prepare.make_cache(path, source, spec.crop, spec.channels, 2)["skipped"] == {}
+        assert prepare.images.make_cache(path, source, spec.crop, spec.channels, 2)["skipped"] == {}
         images = np.load(path)
         assert len(images) == 40 and 20 < images.std() and 60 < images.mean() < 252
 
@@ -136,41 +136,43 @@ def see_through():
     "data, pixel",
     [
         # grey: all channels alike
-        (encoded(photo(1, mode="L")), lambda: prepare.decode(encoded(photo(1, mode="L")), 0, 1)),
+        (encoded(photo(1, mode="L")), lambda: prepare.images.decode(encoded(photo(1, mode="L")), 0, 1)),
         (encoded(Image.new("CMYK", (64, 64), (0, 255, 255, 0))), lambda: [[[254]], [[0]], [[0]]]),
         (sixteen_bits(), lambda: 0x80),
         (see_through(), lambda: 255),
         (
             animation(),
-            lambda: prepare.decode(encoded(Image.open(io.BytesIO(animation())).convert("RGB"), "PNG"), 0, 3),
+            lambda: prepare.images.decode(
+                encoded(Image.open(io.BytesIO(animation())).convert("RGB"), "PNG"), 0, 3
+            ),
         ),
         (
             encoded(photo(1, mode="P"), "PNG"),
-            lambda: prepare.decode(encoded(photo(1, mode="P").convert("RGB"), "PNG"), 0, 3),
+            lambda: prepare.images.decode(encoded(photo(1, mode="P").convert("RGB"), "PNG"), 0, 3),
         ),
         (
             encoded(photo(1, mode="1"), "PNG"),
-            lambda: prepare.decode(encoded(photo(1, mode="1").convert("L"), "PNG"), 0, 3),
+            lambda: prepare.images.decode(encoded(photo(1, mode="1").convert("L"), "PNG"), 0, 3),
         ),
     ],
     ids=["grey", "CMYK", "16-bit", "transparent", "animated", "palette", "1-bit"],
 )
 def test_images_of_other_modes_are_read(data, pixel):
-    images = prepare.decode(data, 0, 3)
+    images = prepare.images.decode(data, 0, 3)
     assert images.shape == (3, 64, 64) and images.dtype == np.uint8
     assert np.abs(images.astype(int) - pixel()).max() <= 1
-    assert prepare.decode(data, 0, 1).shape == (1, 64, 64)
+    assert prepare.images.decode(data, 0, 1).shape == (1, 64, 64)
 
 
 def test_photos_are_turned_as_the_camera_says():
     exif = Image.Exif()
     exif[0x0112] = 6  # Orientation: to be turned clockwise by a quarter
-    upright = prepare.decode(
+    upright = prepare.images.decode(
         encoded(photo(1, size=(128, 128)).transpose(Image.Transpose.ROTATE_270), "PNG"), 0, 3
     )
-    turned = prepare.decode(encoded(photo(1, size=(128, 128)), "PNG", exif=exif), 0, 3)
+    turned = prepare.images.decode(encoded(photo(1, size=(128, 128)), "PNG", exif=exif), 0, 3)
     assert abs(upright.astype(int) - turned).max() <= 1  # resized before it is turned
-    jpeg = prepare.decode(encoded(photo(1, size=(128, 128)), exif=exif), 0, 3).astype(int)
+    jpeg = prepare.images.decode(encoded(photo(1, size=(128, 128)), exif=exif), 0, 3).astype(int)
     assert abs(jpeg - upright).mean() < 3
 
 
@@ -205,7 +207,7 @@ def test_what_cannot_be_read_is_skipped_counted_and_named(tmp_path, data, reason
     output = capsys.readouterr().out
     assert f"skipped 1 {reason}" in output and "(first: 'b/bad.jpg')" in output
     images = np.load(out / "celeba_64x64.npy")
-    assert (images == [prepare.decode(files[name], 148, 3) for name in ("a.jpg", "c.jpg")]).all()
+    assert (images == [prepare.images.decode(files[name], 148, 3) for name in ("a.jpg", "c.jpg")]).all()
     [(why, found)] = json.loads((out / "celeba_64x64.json").read_text())["skipped"].items()
     assert reason in why and found == [1, "b/bad.jpg"]
 
@@ -290,7 +292,7 @@ def test_only_regular_members_with_names_inside_the_archive_count(tmp_path, caps
             archive.writestr(info, jpeg)
     for file, links, outside in (("in.tar", 4, 2), ("in.zip", 1, 3)):
         images, manifest = prepared(tmp_path, tmp_path / file)
-        assert (images == [prepare.decode(jpeg, 0, 3)]).all()
+        assert (images == [prepare.images.decode(jpeg, 0, 3)]).all()
         counts = {reason: found[0] for reason, found in manifest["skipped"].items()}
         assert counts == {
             "not regular files": links,

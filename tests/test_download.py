@@ -8,8 +8,8 @@ import threading
 import pytest
 
 import dataset
-import download
 from images import FILES, write_zip
+from prepare import download
 
 BODY = bytes(range(256)) * 4000  # 1 MB
 

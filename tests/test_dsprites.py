@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import dataset
-import dsprites
+from prepare import dsprites
 
 
 def wrong_frames(packed, imgs, latents):

@@ -12,11 +12,9 @@ from scipy.optimize import minimize
 from sklearn.ensemble import GradientBoostingClassifier
 from sklearn.linear_model import LogisticRegression
 
-import dsprites
-import metrics
-from checkpoints import read_checkpoint
 from conftest import same
-from metrics import (
+from evaluation import metrics
+from evaluation.metrics import (
     active_latents,
     dci,
     encode_all,
@@ -35,7 +33,9 @@ from metrics import (
     total_correlation,
 )
 from model import BetaVAE_B
-from utils import read_log
+from prepare import dsprites
+from training.checkpoint import read_checkpoint
+from training.log import read_log
 
 SIZES = (3, 4, 5, 6)
 FACTORS = subgrid(SIZES)[1]  # 360, 4

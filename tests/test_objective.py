@@ -5,15 +5,8 @@ import torch
 from torch.distributions import Bernoulli, Normal
 from torch.distributions import kl_divergence as torch_kl
 
-from solver import (
-    capacity,
-    epoch_order,
-    kl_divergence,
-    normalised_beta,
-    objective_B,
-    objective_H,
-    reconstruction_loss,
-)
+from solver import capacity, kl_divergence, normalised_beta, objective_B, objective_H, reconstruction_loss
+from utils import epoch_order
 
 
 def test_bernoulli_loss_is_the_negative_log_likelihood_in_nats_an_image():

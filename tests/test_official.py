@@ -11,9 +11,8 @@ import pytest
 import torch
 
 import dataset
-import dsprites
-import official
 from conftest import ROOT
+from prepare import dsprites, official
 from utils import UserError
 
 

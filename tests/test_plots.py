@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image, ImageSequence
 
-import plots
+from viz import figures, pictures
 
 KLD = [0.5, 3.0, 0.001]
 TOLD = ["scale 80 %", "posX 93 %", "posY 40 %"]
@@ -27,7 +27,7 @@ def figure(monkeypatch, tmp_path):
 
     def draw(function, *args):
         caught = []
-        monkeypatch.setattr(plots, "save", lambda path, write: caught.append(write.__self__))
+        monkeypatch.setattr(figures, "save", lambda path, write: caught.append(write.__self__))
         function(*args, tmp_path / "x.png")
         caught[0].savefig(tmp_path / "x.png")  # it can be drawn
         return caught[0]
@@ -36,14 +36,14 @@ def figure(monkeypatch, tmp_path):
 
 
 def test_latents_are_named_with_what_they_tell_and_their_kl():
-    assert plots.by_kl(KLD) == [1, 0, 2]
+    assert pictures.by_kl(KLD) == [1, 0, 2]
     # the most that a picture shows
-    assert plots.by_kl([float(j) for j in range(100)]) == list(range(99, 67, -1))
-    assert plots.title(1, KLD, TOLD) == "z_1\nposX 93 %\nKL 3.00 nats"
-    assert plots.title(2, KLD, TOLD, end=" ") == "z_2 inactive KL 0.00 nats"
-    assert plots.title(1, KLD, None) == "z_1\nKL 3.00 nats"  # no known factors
+    assert pictures.by_kl([float(j) for j in range(100)]) == list(range(99, 67, -1))
+    assert pictures.title(1, KLD, TOLD) == "z_1\nposX 93 %\nKL 3.00 nats"
+    assert pictures.title(2, KLD, TOLD, end=" ") == "z_2 inactive KL 0.00 nats"
+    assert pictures.title(1, KLD, None) == "z_1\nKL 3.00 nats"  # no known factors
     information = np.array([[0.9, 0.3], [0.0, 0.5], [0.0, 0.0]])
-    assert plots.tells(information, ("a", "b")) == ["a 75 %", "b 100 %", "a 0 %"]
+    assert pictures.tells(information, ("a", "b")) == ["a 75 %", "b 100 %", "a 0 %"]
 
 
 def test_traverse_changes_one_latent_after_the_other():
@@ -53,7 +53,7 @@ def test_traverse_changes_one_latent_after_the_other():
         seen.append(z)
         return z.sum(dim=1).view(-1, 1, 1, 1).expand(-1, 1, 2, 2)
 
-    images = plots.traverse(decode, torch.tensor([10.0, 20.0]))
+    images = pictures.traverse(decode, torch.tensor([10.0, 20.0]))
     assert images.shape == (2, 19, 1, 2, 2)
     codes = torch.stack(seen)
     assert codes[0, :, 1].tolist() == [20] * 19 and codes[1, :, 0].tolist() == [10] * 19
@@ -65,7 +65,7 @@ def test_traverse_changes_one_latent_after_the_other():
 def test_the_animation_goes_there_and_back_and_loops(tmp_path, latents, channels):
     kld = [KLD[j] if j < 3 else 0.0 for j in range(latents)]
     path = tmp_path / "x.gif"
-    plots.animation(ramps(latents, channels), kld, None, path)
+    pictures.animation(ramps(latents, channels), kld, None, path)
     with Image.open(path) as gif:
         assert gif.n_frames == 36 and gif.info["loop"] == 0 and path.stat().st_size < 1e6
         frames = [np.asarray(frame.convert("L"), dtype=int) for frame in ImageSequence.Iterator(gif)]
@@ -93,13 +93,13 @@ def test_animations_of_real_size_stay_under_a_megabyte(tmp_path):
             for j in range(10)
         ]
     )
-    plots.animation(blobs[:, :, None], [1.0] * 10, None, path)
+    pictures.animation(blobs[:, :, None], [1.0] * 10, None, path)
     assert path.stat().st_size < 1e6
 
 
 def test_the_grid_has_ten_columns_and_rows_by_kl(tmp_path):
     path = tmp_path / "x.png"
-    plots.traversal(ramps(), KLD, TOLD, path)
+    pictures.traversal(ramps(), KLD, TOLD, path)
     picture = np.asarray(Image.open(path).convert("L"), dtype=int)
     top, left = 36, picture.shape[1] - 2 * (10 * 65 + 1)
     assert picture.shape[0] == top + 2 * (3 * 65 + 1)
@@ -115,7 +115,7 @@ def test_the_response_shows_each_latent_against_each_factor(figure):
     shape, scale, orientation, x, y = np.indices(sizes)
     angle = 2 * math.pi * orientation / 8
     codes = np.stack([scale - 2.5 + shape, x - 2.0 + 0 * y, np.sin(angle)], axis=-1)
-    drawn = figure(plots.latent_response, codes, ramps(), KLD, TOLD)
+    drawn = figure(figures.latent_response, codes, ramps(), KLD, TOLD)
     heat, scales, rotations, strips = (drawn.axes[3 * row : 3 * row + 3] for row in range(4))
     assert [axes.get_title().split("\n")[0] for axes in heat] == ["z_1", "z_0", "z_2"]
     assert heat[0].get_title() == "z_1\nposX 93 %\nKL 3.00 nats"
@@ -133,7 +133,7 @@ def test_the_response_shows_each_latent_against_each_factor(figure):
 
 def test_the_heat_map_of_information_holds_its_values(figure):
     information = np.array([[0.2, 0.1], [0.5, 0.0], [0.0, 0.0]])
-    drawn = figure(plots.mutual_information, information, np.array([1.0, 2.0]), ("shape", "posX"), KLD)
+    drawn = figure(figures.mutual_information, information, np.array([1.0, 2.0]), ("shape", "posX"), KLD)
     texts = [text.get_text() for text in drawn.axes[0].texts]
     assert texts == ["0.50  (50%)", "0.00  (0%)", "0.20  (20%)", "0.10  (5%)", "0.00  (0%)", "0.00  (0%)"]
     assert [label.get_text() for label in drawn.axes[0].get_yticklabels()][0] == "z_1  KL 3.00 nats"
@@ -148,7 +148,7 @@ def write_log(path, rows, C="1.5"):
 
 def test_capacity_labels_each_line_at_its_end_which_is_the_iteration_of_the_weights(figure, tmp_path):
     drawn = figure(
-        partial(plots.capacity, iteration=300), write_log(tmp_path / "log.csv", (1, 2, 3, 4)), TOLD
+        partial(figures.capacity, iteration=300), write_log(tmp_path / "log.csv", (1, 2, 3, 4)), TOLD
     )
     labels = {text.get_text(): text for text in drawn.axes[0].texts}
     assert list(labels) == [
@@ -165,10 +165,12 @@ def test_capacity_labels_each_line_at_its_end_which_is_the_iteration_of_the_weig
 
 
 def test_capacity_without_C_factors_or_rows(figure, tmp_path):
-    drawn = figure(partial(plots.capacity, iteration=100), write_log(tmp_path / "log.csv", (1,), C=""), None)
+    drawn = figure(
+        partial(figures.capacity, iteration=100), write_log(tmp_path / "log.csv", (1,), C=""), None
+    )
     assert [text.get_text() for text in drawn.axes[0].texts][0] == "z_1  KL 1.00 nats"
     assert not any(text.get_text().startswith("C ") for text in drawn.axes[0].texts)
-    plots.capacity(write_log(tmp_path / "log.csv", ()), None, tmp_path / "none.png", 100)
+    figures.capacity(write_log(tmp_path / "log.csv", ()), None, tmp_path / "none.png", 100)
     assert not (tmp_path / "none.png").exists()
 
 
@@ -183,7 +185,7 @@ def test_curves_name_the_ten_active_latents_with_the_highest_kl_in_the_colours_o
     ]
     values = [100, 50.0, 7.8, "", *(x for k in kld for x in (k, 1 - k / 2))]
     (tmp_path / "log.csv").write_text("\n".join(",".join(map(str, row)) for row in (names, values)) + "\n")
-    recon, total, variance = figure(plots.curves, tmp_path / "log.csv").axes
+    recon, total, variance = figure(figures.curves, tmp_path / "log.csv").axes
     lines = {line.get_label(): line for line in total.get_lines()}
     assert [text.get_text() for text in total.get_legend().get_texts()] == [
         "total",
@@ -193,20 +195,20 @@ def test_curves_name_the_ten_active_latents_with_the_highest_kl_in_the_colours_o
     assert [lines[f"z_{j}"].get_ydata()[0] for j in (12, 3)] == [1.2, 0.3]
     assert len(total.get_lines()) == 1 + 14 and len(variance.get_lines()) == 14
     assert {line.get_color() for line in variance.get_lines()[10:]} == {"lightgrey"}
-    drawn = figure(partial(plots.capacity, iteration=100), tmp_path / "log.csv", None)
+    drawn = figure(partial(figures.capacity, iteration=100), tmp_path / "log.csv", None)
     assert [line.get_color() for line in drawn.axes[0].get_lines()[:10]] == [
         lines[f"z_{j}"].get_color() for j in range(12, 2, -1)
     ]
 
 
 def test_spread_keeps_order_and_distance():
-    assert plots.spread([0.5, 0.0, 0.01, 0.52], 0.1) == pytest.approx([0.5, 0.0, 0.1, 0.6])
+    assert figures.spread([0.5, 0.0, 0.01, 0.52], 0.1) == pytest.approx([0.5, 0.0, 0.1, 0.6])
 
 
 def test_a_traversal_shows_the_seed_in_front_of_each_row(tmp_path):
     seed = torch.zeros(1, 64, 64)
     for name, given in (("with", seed), ("without", None)):
-        plots.traversal(ramps() * 0 + 1, KLD, TOLD, tmp_path / f"{name}.png", given)
+        pictures.traversal(ramps() * 0 + 1, KLD, TOLD, tmp_path / f"{name}.png", given)
     with_seed, without = (Image.open(tmp_path / f"{name}.png") for name in ("with", "without"))
     assert with_seed.height == without.height and with_seed.width == without.width + 2 * 65
     left = without.width - 2 * (10 * 65 + 1)
@@ -218,7 +220,7 @@ def test_factors_shows_a_block_of_seeds_for_each_of_the_highest_latents(tmp_path
     def decode(z):  # as bright as latent 1, whatever the others do
         return (10 * z[:, 1]).view(-1, 1, 1, 1).expand(-1, 1, 64, 64)
 
-    plots.factors(decode, torch.zeros(5, 3), KLD, None, tmp_path / "x.png", most=2)
+    pictures.factors(decode, torch.zeros(5, 3), KLD, None, tmp_path / "x.png", most=2)
     picture = np.asarray(Image.open(tmp_path / "x.png").convert("L"))
     top, block, gap = 18, 5 * 65 + 1, 8
     assert picture.shape[0] == top + 2 * block + gap

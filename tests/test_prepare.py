@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 import dataset
-import prepare
+import prepare.images
 from conftest import ROOT
 from images import FILES, encoded, photo, prepared, refusal, write_folder, write_zip
 from utils import UserError
@@ -135,7 +135,7 @@ def test_an_interrupted_preparation_leaves_no_cache_and_no_process_and_starts_ag
 
 
 def test_a_decoding_process_that_dies_is_an_error_in_one_line(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(prepare, "decode", lambda *args: os._exit(9))
+    monkeypatch.setattr(prepare.images, "decode", lambda *args: os._exit(9))
     source = write_zip(tmp_path / "in.zip", FILES)
     assert "ended early" in refusal(capsys, "celeba", "--archive", source, "--dset_dir", tmp_path)
 
@@ -145,12 +145,12 @@ def test_what_a_running_preparation_writes_is_left_alone(tmp_path):
     dead.write_bytes(b"")
     with open(mine, "wb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        prepare.remove_leftovers(tmp_path / "a.npy")
+        prepare.images.remove_leftovers(tmp_path / "a.npy")
         assert mine.exists() and not dead.exists()
 
 
 def test_a_full_disk_is_told_before_the_work(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(prepare.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(9, 9, 9))
+    monkeypatch.setattr(prepare.images.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(9, 9, 9))
     assert "are free" in refusal(
         capsys, "celeba", "--archive", write_zip(tmp_path / "a", FILES), "--dset_dir", tmp_path
     )

@@ -22,11 +22,13 @@ import crash
 import dataset
 import main
 import utils
-from checkpoints import Checkpoints, read_checkpoint
 from conftest import ROOT, Runs, same, wait_for
 from images import encoded, photo, prepared, write_zip
 from solver import Solver
-from utils import UserError, lock_holder, read_log, take_folder
+from training.checkpoint import Checkpoints, read_checkpoint
+from training.lock import lock_holder, take_folder
+from training.log import read_log
+from utils import UserError
 
 # Two at once.
 

@@ -15,11 +15,12 @@ import torch
 from PIL import Image
 
 import main
-import plots
-from checkpoints import Checkpoints, read_checkpoint
 from conftest import ROOT, same, wait_for
 from solver import Solver
-from utils import UserError, read_log
+from training.checkpoint import Checkpoints, read_checkpoint
+from training.log import read_log
+from utils import UserError
+from viz import pictures
 
 
 def assert_same_run(runs, one, other):
@@ -119,7 +120,7 @@ def test_objective_H_leaves_C_empty_and_no_pictures_are_written_when_not_wanted(
 
 
 def test_the_streams_of_random_numbers_differ():
-    from solver import stream_seed
+    from utils import stream_seed
 
     seeds = [stream_seed(seed, stream) for seed in (0, 1, 2) for stream in ("model", "noise", "pictures")]
     assert len(set(seeds)) == 9
@@ -243,7 +244,7 @@ def test_going_back_to_an_older_checkpoint_needs_overwrite_and_forgets_what_came
 
 def test_a_second_ctrl_c_ends_the_process_at_once_and_one_that_is_sent_twice_does_not():
     code = (
-        "import time; from utils import StopSignals\n"
+        "import time; from training.run import StopSignals\n"
         "with StopSignals() as stop:\n"
         "    print('ready', flush=True)\n"
         "    while not stop.received: time.sleep(0.01)\n"
@@ -326,8 +327,8 @@ def test_a_stop_in_the_last_iteration_is_a_stop_and_the_next_call_scores(runs, m
 def test_a_run_that_trains_may_be_drawn_at_the_same_time(tmp_path, monkeypatch):
     path, code = (
         tmp_path / "curves.png",
-        "import sys, plots; from pathlib import Path\n"
-        "plots.save(Path(sys.argv[1]), lambda file, format: file.write(b'one'))",
+        "import sys; from viz import pictures; from pathlib import Path\n"
+        "pictures.save(Path(sys.argv[1]), lambda file, format: file.write(b'one'))",
     )
 
     def other_draws(_):  # it begins and ends while this process has written, and not yet renamed
@@ -335,7 +336,7 @@ def test_a_run_that_trains_may_be_drawn_at_the_same_time(tmp_path, monkeypatch):
         assert path.read_bytes() == b"one"
 
     monkeypatch.setattr(os, "fsync", other_draws)
-    plots.save(path, lambda file, format: file.write(b"other"))
+    pictures.save(path, lambda file, format: file.write(b"other"))
     assert path.read_bytes() == b"other" and list(tmp_path.iterdir()) == [path]
 
 
@@ -452,7 +453,8 @@ def test_the_weights_that_come_with_the_repository_are_drawn_and_looked_into(run
     told = subprocess.run(
         [
             sys.executable,
-            ROOT / "misc" / "stall.py",
+            "-m",
+            "misc.stall",
             weights,
             "--batches",
             "2",
@@ -461,6 +463,7 @@ def test_the_weights_that_come_with_the_repository_are_drawn_and_looked_into(run
             "--dset_dir",
             dset_dir,
         ],
+        cwd=ROOT,
         capture_output=True,
         text=True,
         check=True,
@@ -468,11 +471,12 @@ def test_the_weights_that_come_with_the_repository_are_drawn_and_looked_into(run
     assert told.count("its decoder, told, after") == told.count("a new decoder, told, after") == 6
     assert "iteration 150,000, C 25.000" in told and "never on: 0 of 32, 18 of 32, 26 of 32" in told
     lost = subprocess.run(
-        [sys.executable, ROOT / "misc" / "stall.py", runs.folder / "none"], capture_output=True, text=True
+        [sys.executable, "-m", "misc.stall", runs.folder / "none"], cwd=ROOT, capture_output=True, text=True
     )
     assert lost.returncode == 1 and lost.stderr.startswith("stall.py: ") and lost.stderr.count("\n") == 1
     none = subprocess.run(
-        [sys.executable, ROOT / "misc" / "stall.py", weights, "--batches", "0"],
+        [sys.executable, "-m", "misc.stall", weights, "--batches", "0"],
+        cwd=ROOT,
         capture_output=True,
         text=True,
     )
@@ -488,11 +492,13 @@ def test_runs_are_compared_in_one_picture(tmp_path):
         return subprocess.run(
             [
                 sys.executable,
-                ROOT / "misc" / "compare.py",
+                "-m",
+                "misc.compare",
                 "--out",
                 tmp_path / "new" / "compare.png",
                 *arguments,
             ],
+            cwd=ROOT,
             capture_output=True,
             text=True,
         )

@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 import bench
-from checkpoints import read_checkpoint
 from layers import ConvTranspose2d
 from model import BetaVAE_B, BetaVAE_H
-from utils import read_log
+from training.checkpoint import read_checkpoint
+from training.log import read_log
 
 
 @pytest.mark.parametrize("channels_last", [True, False])

@@ -14,14 +14,14 @@ import time
 import numpy as np
 import pytest
 
-import plots
-import study
 import sweep
-from checkpoints import read_checkpoint
 from conftest import ROOT
+from evaluation import study
 from sweep import Place, find_place
 from test_run import assert_same_run
-from utils import LOCK
+from training.checkpoint import read_checkpoint
+from training.lock import LOCK
+from viz import figures
 
 LONG = ["--max_iter", 400, "--save_step", 400, "--display_step", 400]  # some seconds
 
@@ -441,7 +441,7 @@ def summary(runs, monkeypatch):
         )
     )
     drawn = []
-    monkeypatch.setattr(plots, "save", lambda path, write: drawn.append(write.__self__))
+    monkeypatch.setattr(figures, "save", lambda path, write: drawn.append(write.__self__))
     study.Summary(args, grid).write()
     return runs.outputs("s"), drawn[0]
 

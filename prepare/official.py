@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from download import FILES, file_checksum
-from dsprites import COUNT, FACTOR_NAMES, FACTOR_SIZES
+from prepare.download import FILES, file_checksum
+from prepare.dsprites import COUNT, FACTOR_NAMES, FACTOR_SIZES
 from utils import UserError, atomic_file
 
 NAME = "dsprites_ndarray_co1sh3sc6or40x32y32_64x64.npz"

@@ -1,7 +1,7 @@
 """Shows a run on a visdom server, live or again. Knows arrays, tensors and paths, nothing of solvers or flags.
 
     python -m visdom.server                  # the server: http://localhost:8097
-    python dashboard.py outputs/NAME         # shows a finished or running run, from what is in its folder
+    python -m viz.dashboard outputs/NAME     # shows a finished or running run, from what is in its folder
 
 Only this file knows visdom, and imports it when there is something to show. A server that wants a login
 gets VISDOM_USERNAME and VISDOM_PASSWORD from the environment.
@@ -26,7 +26,8 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from utils import Parser, UserError, count, exit_status, read_log
+from training.log import read_log
+from utils import Parser, UserError, count, exit_status
 
 POINTS = 1000  # of a curve, at most
 LINES = 32  # latents in a window, those with the highest KL

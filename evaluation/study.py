@@ -10,11 +10,11 @@ import json
 import statistics
 from pathlib import Path
 
-import dashboard
-import plots
-from checkpoints import read_checkpoint
-from flags import defining_flags, fault_of_flags, saved_flags
-from utils import ACTIVE, UserError, atomic_file, read_log
+from training.checkpoint import read_checkpoint
+from training.log import read_log
+from training.settings import defining_flags, fault_of_flags, saved_flags
+from utils import ACTIVE, UserError, atomic_file
+from viz import dashboard, figures
 
 
 def scores(run, iteration):
@@ -110,7 +110,7 @@ class Summary:
         values = {metric: self.by_setting(metric) for metric in metrics}
         self.put("summary.md", self.text(values))
         if self.rows:
-            plots.study(values, self.folder / "summary.png")
+            figures.study(values, self.folder / "summary.png")
             if self.board and not self.board.send({"study": lambda: dashboard.study(self.folder, self.name)}):
                 self.board = None
 

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from archives import Source, read_exactly, read_member
+from prepare.archives import Source, read_exactly, read_member
 from utils import UserError, atomic_file, progress, remove_leftovers
 
 VERSION = 1  # of the cache; one of another version is made anew

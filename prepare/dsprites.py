@@ -5,7 +5,7 @@ position, once each, as binary 64x64 images. The last factor changes fastest, as
 official file. Geometry and raster rule were fitted to official images; the 320 frames of the
 official animation come out exactly.
 
-    python -c "import dsprites; print(dsprites.render().shape)"
+    python -c "from prepare import dsprites; print(dsprites.render().shape)"
 """
 
 import numpy as np

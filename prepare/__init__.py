@@ -1,0 +1,1 @@
+"""Makes data sets: archives and official files read, images decoded, dSprites drawn."""
