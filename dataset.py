@@ -21,7 +21,7 @@ import torch
 from prepare import download, dsprites, official
 from prepare.archives import Source
 from prepare.images import make_cache, manifest_path, read_manifest, what_changed
-from utils import Parser, UserError, atomic_file, count, exit_status
+from utils import Parser, UserError, atomic_file, count, run_cli
 
 
 class ImageSet(NamedTuple):
@@ -150,7 +150,7 @@ def load_drawn(dset_dir):
         else:
             print(f"{path} is damaged: drawing dSprites again", flush=True)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_file(path, shared=True) as file:
+        with atomic_file(path) as file:
             np.save(file, dsprites.render())
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}") from None
@@ -175,9 +175,9 @@ def load_official(dset_dir):
     if packed is None and found:
         print(f"packing {found[0]} into {path} (377 MB, some ten seconds)", flush=True)
         manifest_path(path).unlink(missing_ok=True)
-        with atomic_file(path, shared=True) as file:
+        with atomic_file(path) as file:
             manifest = official.pack(found[0], file)
-        with atomic_file(manifest_path(path), shared=True) as file:
+        with atomic_file(manifest_path(path)) as file:
             file.write(json.dumps(manifest, indent=2).encode())
         packed = map_cache(path, manifest["crc32"])
     if packed is not None:
@@ -369,7 +369,7 @@ def main(argv=None):
     """Runs the program; returns its exit status."""
     args = parse(argv)
     prepare = prepare_dsprites if args.dataset == "dsprites" else prepare_images
-    return exit_status("dataset.py", "interrupted", lambda: prepare(args))
+    return run_cli("dataset.py", "interrupted", lambda: prepare(args))
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from prepare.archives import Source, read_exactly, read_member
-from utils import UserError, atomic_file, progress, remove_leftovers
+from utils import UserError, atomic_file, progress
 
 VERSION = 1  # of the cache; one of another version is made anew
 SIDE = 64  # pixels
@@ -141,13 +141,12 @@ def make_cache(path, source, crop, channels, num_workers):
     if not source.members:
         raise UserError(f"no image in {source.path}" + (f": {source.skipped}" if source.skipped else ""))
     path.parent.mkdir(parents=True, exist_ok=True)
-    remove_leftovers(path)
     shape = (len(source.members), channels, SIDE, SIDE)
     free = shutil.disk_usage(path.parent).free
     if free < np.prod(shape):
         raise UserError(f"{path} will take {np.prod(shape) / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free")
     manifest_path(path).unlink(missing_ok=True)
-    with atomic_file(path, shared=True) as file:
+    with atomic_file(path) as file:
         errors = write_rows(file, shape, source, crop, channels, num_workers)
     skipped = source.skipped
     for name, why in errors.values():
@@ -167,7 +166,7 @@ def make_cache(path, source, crop, channels, num_workers):
     }
     # A folder that holds its own cache is named as such, so that it may be copied or renamed.
     itself = source.path.resolve() == path.parent.resolve()
-    with atomic_file(manifest_path(path), shared=True) as file:
+    with atomic_file(manifest_path(path)) as file:
         file.write(
             json.dumps({**manifest, "source": "." if itself else manifest["source"]}, indent=2).encode()
         )
