@@ -38,7 +38,7 @@ from dataset import DATASETS, return_data
 from main import parse
 from objectives import capacity_penalty, kl_divergence, reconstruction_loss
 from solver import Solver
-from utils import Parser, UserError, atomic_file, boolean, count, run_cli, find_device, progress, versions
+from utils import Parser, UserError, atomic_file, boolean, count, find_device, progress, run_cli, versions
 
 WARM_UP = 20  # iterations
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}

@@ -77,14 +77,12 @@ class Solver:
         x, z = torch.zeros(1, self.data.channels, 64, 64), torch.zeros(1, args.z_dim)
         self.window = Window(self.step_terms(x, x, z, z, z, 1)[1], self.device)
         self.log = Log(self.outputs / "log.csv", ["iter", *self.window.columns])
-        self.first_nonfinite = torch.tensor(
-            0, device=self.device
-        )  # iteration of the first such loss; 0: none
+        self.first_nonfinite = torch.tensor(0, device=self.device)  # the first step with such a loss; 0: none
 
     def train(self):
         """Trains up to max_iter; returns the exit status: 0, or 128 + the signal that told it to stop."""
         args = self.args
-        with self.dashboard if args.viz_on else contextlib.nullcontext():
+        with self.folder, self.dashboard if args.viz_on else contextlib.nullcontext():
             if self.iter < args.max_iter:
                 self.begin()
                 stopped = self.loop()
@@ -99,7 +97,6 @@ class Solver:
                 )
                 self.display()  # it may have been killed amid its last pictures
             self.evaluate()
-        self.folder.release()
         return 0
 
     def loop(self):
@@ -118,7 +115,7 @@ class Solver:
                 end = self.iter == args.max_iter
                 if end or self.iter % args.gather_step == 0:
                     self.gather()
-                    bar.set_postfix_str(self.summary(), refresh=False)
+                    bar.set_postfix_str(self.window.text(), refresh=False)
                 if end or self.iter % args.save_step == 0 or self.iter % Checkpoints.KEEP_EVERY == 0:
                     self.save()
                 if (
@@ -161,15 +158,10 @@ class Solver:
         self.window.close(self.log.append(self.iter, self.window.means().values()))
         self.dashboard.update(self.iter)
 
-    def summary(self):
-        """The scalars of the log's last row, in a line."""
-        means = {name: value for name, value in self.window.means().items() if not name[-1].isdecimal()}
-        return " ".join(f"{name} {value:.4g}" for name, value in means.items())
-
     def display(self):
         """Prints and draws how far it is; a picture that fails does not end a training."""
         self.stop_if_not_finite()  # nothing to draw
-        tqdm.write(f"[{self.iter:,}] {self.summary()} nats")
+        tqdm.write(f"[{self.iter:,}] {self.window.text()} nats")
         try:
             if self.args.save_output:
                 self.draw()
@@ -340,12 +332,7 @@ class Solver:
     def load(self, state):
         """Takes up a run where state left it: on the CPU, to the bit. UserError, in one line, if it does not fit."""
         args = self.args
-        data = state.get("data", self.data.identity)  # old checkpoints, of dSprites, do not say
-        if data != self.data.identity:
-            raise UserError(
-                f"run {args.viz_name} was made with {data}, and {args.dset_dir} holds {self.data.identity}: "
-                f"{'a new run needs another --viz_name' if args.train else 'draw it with those'}"
-            )
+        self.folder.check_data(state.get("data"), self.data.identity)
         try:
             self.net.load_state_dict(state["model_states"]["net"])
             if args.train:  # weights without an optimiser can be looked at

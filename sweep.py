@@ -34,7 +34,7 @@ from evaluation.study import Summary, iterations
 from training.lock import lock_holder
 from training.run import StopSignals
 from training.settings import FLAGS_OF, defining_flags
-from utils import UserError, boolean, count, run_cli, progress
+from utils import UserError, boolean, count, progress, run_cli
 
 OWN = ("sweep_name", "parallel", "dry_run")  # flags that main.py does not know
 FIXED = ("train", "ckpt_name", "overwrite")  # each run decides by what is on disk

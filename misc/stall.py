@@ -22,10 +22,10 @@ from tqdm import tqdm
 
 from main import parse
 from model import kaiming_init, reparameterise
+from objectives import capacity, capacity_penalty, kl_divergence, reconstruction_loss
 from prepare.dsprites import FACTOR_SIZES
 from solver import Solver
-from objectives import capacity, capacity_penalty, kl_divergence, reconstruction_loss
-from utils import Parser, UserError, count, epoch_order, run_cli, progress
+from utils import Parser, UserError, count, epoch_order, progress, run_cli
 
 
 def measure(path, batches, told_iterations, dset_dir):

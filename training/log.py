@@ -41,6 +41,11 @@ class Window:
         row = (self.sums / self.count).tolist() if self.count else self.last_row
         return dict(zip(self.columns, row or []))
 
+    def text(self):
+        """The averages of what is a scalar, in a line."""
+        means = {name: value for name, value in self.means().items() if not name[-1].isdecimal()}
+        return ", ".join(f"{name} {value:.4g}" for name, value in means.items())
+
     def close(self, row):
         """Begins the next window; row: the averages of this one, as the log has them."""
         self.last_row, self.count = row, 0

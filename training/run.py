@@ -19,7 +19,7 @@ from utils import UserError, atomic_file, git_commit
 class RunFolder:
     """outputs/<viz_name> and checkpoints/<viz_name>: what is in them, and what of it is this run's own.
 
-    args: the flags of main.py. A run that trains locks both folders until release().
+    args: the flags of main.py. A run that trains locks both folders, until the end of `with`, or of its process.
     """
 
     def __init__(self, args):
@@ -29,7 +29,11 @@ class RunFolder:
         folders = (self.checkpoints.folder, self.outputs) if args.train else ()
         self.locks = [lock_run(folder) for folder in folders]  # before anything of another run is read
 
-    def release(self):
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        """Lets another process, or another Solver of this one, train the run."""
         for lock in filter(None, self.locks):
             lock.release()
 
@@ -81,6 +85,14 @@ class RunFolder:
             raise UserError(
                 f"run {args.viz_name} was made with other settings: {', '.join(others)}; "
                 "a new run needs another --viz_name, or --ckpt_name none --overwrite True to lose this one"
+            )
+
+    def check_data(self, before, now):
+        """UserError if the checkpoint was made with other images. Both in words; before: None in old ones, of dSprites."""
+        if before not in (None, now):
+            raise UserError(
+                f"run {self.args.viz_name} was made with {before}, and {self.args.dset_dir} holds {now}: "
+                f"{'a new run needs another --viz_name' if self.args.train else 'draw it with those'}"
             )
 
     def last_own_iter(self, iteration):
