@@ -51,7 +51,15 @@ class Solver:
         self.folder = RunFolder(args)
         self.outputs, self.checkpoints = self.folder.outputs, self.folder.checkpoints
         self.dashboard = Dashboard(self.outputs, args.viz_name, args.viz_server, args.viz_port)
-        state = self.folder.load()
+        try:
+            self.open()
+        except BaseException:
+            self.folder.__exit__()  # in a notebook the error would keep the lock
+            raise
+
+    def open(self):
+        """Reads the checkpoint and the images, and builds what is trained."""
+        args, state = self.args, self.folder.load()
         self.data = return_data(args, self.device)
         self.distribution = args.dist or self.data.distribution
         keep_freed_memory()  # after the data set, which may have been made with much more

@@ -277,6 +277,7 @@ CHANGES = [
     ("optim_states.optim.param_groups", []),
     ("optim_states.optim.param_groups", [{"params": [1]}]),  # whole, but of another network
     ("arguments", {}),
+    ("arguments", 5),
     ("arguments.z_dim", 10**12),
     ("arguments.model", [1]),
     ("arguments.objective", "TC"),

@@ -136,6 +136,8 @@ def read_checkpoint(path):
         state = torch.load(path, map_location="cpu", weights_only=True)
         if type(state["iter"]) is not int or state["iter"] < 0 or not state["model_states"]["net"]:
             raise ValueError("its iteration or its network is missing")
+        if not isinstance(state.get("arguments"), (dict, type(None))):
+            raise ValueError("its flags are no table")
         return {"arguments": None, **state}
     except Exception as error:  # of zipfile, pickle and torch, for as many kinds of damage
         what = first_line(error)
