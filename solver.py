@@ -183,15 +183,13 @@ class Solver:
         """Waits for the device; UserError if a loss, a weight or an average of the optimiser is not finite."""
         first = int(self.first_nonfinite)
         averages = [each for state in self.optim.state.values() for each in state.values()]
-        if first or not all(
-            torch.as_tensor(each).isfinite().all() for each in [*self.net.parameters(), *averages]
-        ):
-            stay = f"; the checkpoints from before stay in {self.checkpoints.folder}" * bool(
-                self.checkpoints.paths()
-            )
+        finite = all(torch.as_tensor(each).isfinite().all() for each in [*self.net.parameters(), *averages])
+        if first or not finite:
             what = "loss is" if first else "weights or the optimiser's averages are"
+            stay = f"the checkpoints from before stay in {self.checkpoints.folder}; "
             raise UserError(
-                f"the {what} not finite since iteration {first or self.iter:,}: stopped{stay}; a lower --lr may help"
+                f"the {what} not finite since iteration {first or self.iter:,}: stopped; "
+                f"{stay if self.checkpoints.paths() else ''}a lower --lr may help"
             )
 
     # Pictures and scores.
