@@ -144,7 +144,7 @@ def test_three_steps_are_those_of_the_loop_that_people_write(runs):
         adam.step()
     for one, other in zip(solver.net.parameters(), net.parameters()):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
-    solver.iter = solver.batches_per_epoch + 1
+    solver.iter = solver.order.batches + 1
     assert torch.equal(solver.next_indices(), epoch_order(1, 1, len(solver.data))[:2])
 
 

@@ -173,3 +173,11 @@ def load_optimizer(optim, saved):
             or optim.state[p]["step"].numel() != 1
         ):
             raise ValueError("the optimiser's averages are of other shapes")
+
+
+def load_noise(noise, saved, seed):
+    """Sets the generator of the noise as in a checkpoint; anew, from seed, where that was of another kind of device."""
+    if (saved["device"] == "cpu") == (noise.device.type == "cpu"):
+        noise.set_state(saved["generators"]["noise"])
+    else:
+        noise.manual_seed(seed)
