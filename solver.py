@@ -92,9 +92,7 @@ class Solver:
                 if stopped:  # also in the last iteration: the next call scores
                     return 128 + stopped
             else:
-                print(
-                    f"run {args.viz_name} is finished (iteration {self.iter:,}): a larger --max_iter continues it"
-                )
+                print(f"run {args.viz_name} is finished (iteration {self.iter:,}): --max_iter may be larger")
                 self.display()  # it may have been killed amid its last pictures
             self.evaluate()
         return 0
@@ -118,10 +116,8 @@ class Solver:
                     bar.set_postfix_str(self.window.text(), refresh=False)
                 if end or self.iter % args.save_step == 0 or self.iter % Checkpoints.KEEP_EVERY == 0:
                     self.save()
-                if (
-                    end or self.iter % args.display_step == 0
-                ):  # after saving: a picture that fails costs nothing
-                    self.display()
+                if end or self.iter % args.display_step == 0:
+                    self.display()  # after saving: a picture that fails costs nothing
             if self.saved_iter != self.iter:
                 self.save()
         self.log.close()
