@@ -116,6 +116,7 @@ class Solver:
         self.dashboard = Dashboard(self.outputs, args.viz_name, args.viz_server, args.viz_port)
         state = self.find_checkpoint()
 
+        args.image_size = MODELS[args.model].image_size
         self.data = return_data(args, self.device)
         self.distribution = args.dist or self.data.distribution
         keep_freed_memory()  # after the data set, which may have been made with much more
@@ -251,7 +252,7 @@ class Solver:
         """Chooses, from the seed, what the pictures of all iterations show."""
         generator = torch.Generator().manual_seed(stream_seed(self.args.seed, "pictures"))
         indices = torch.randint(len(self.data), (21,), generator=generator)
-        self.seed_images = {**self.data.fixed_images, "image": int(indices[0])}
+        self.seed_images = {**self.data.seed_images, "image": int(indices[0])}
         self.reconstructed = indices[1:]
         self.seed_z = torch.randn(self.args.z_dim, generator=generator)
 
@@ -460,7 +461,7 @@ class Solver:
                 "epoch": self.iter // self.batches_per_epoch,
                 "position": self.iter % self.batches_per_epoch,
                 "window": {"sums": self.sums, "count": self.count, "last_row": self.last_row},
-                "data": self.data.identity,
+                "data": self.data.fingerprint,
                 "arguments": vars(self.args),
                 **self.environment(),
             }
@@ -529,11 +530,11 @@ class Solver:
 
     def load(self, state):
         """Takes up a run where state left it: on the CPU, to the bit."""
-        data = state.get("data", self.data.identity)  # old checkpoints, of dSprites, do not say
-        if data != self.data.identity:
+        data = state.get("data", "dSprites")  # as old checkpoints of dSprites say, or say nothing
+        if data not in (self.data.fingerprint, self.data.fingerprint.split(",")[0]):
             raise UserError(
                 f"run {self.args.viz_name} was made with {data}, and {self.args.dset_dir} holds "
-                f"{self.data.identity}: {'a new run needs another --viz_name' if self.args.train else 'draw it with those'}"
+                f"{self.data.fingerprint}: {'a new run needs another --viz_name' if self.args.train else 'draw it with those'}"
             )
         try:
             self.net.load_state_dict(state["model_states"]["net"])

@@ -3,24 +3,21 @@
 import argparse
 import contextlib
 import ctypes
-import glob
 import math
 import os
 import platform
-import socket
+import secrets
+import signal
 import subprocess
 import sys
+import threading
+import traceback
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import torch
 from tqdm import tqdm
-
-try:
-    import fcntl
-except ImportError:  # no such locks on Windows
-    fcntl = None
 
 ACTIVE = 0.01  # nats of KL above which a latent counts as active
 
@@ -29,32 +26,89 @@ class UserError(Exception):
     """Something that the user can put right; it is printed without a traceback."""
 
 
+def printable(text):
+    """Text whose control characters, but for line ends, are written as escapes: names may hold any."""
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+
+
+def say(text):
+    """Print a line for the user."""
+    print(printable(text), flush=True)
+
+
 class Parser(argparse.ArgumentParser):
-    """Tells of a bad flag in one line."""
+    """Reports a bad flag in one line."""
+
+    def parse_known_args(self, args=None, namespace=None):
+        for text in sys.argv[1:] if args is None else args:
+            if text.startswith("--") and text.endswith("=--"):  # argparse itself makes an empty list of it
+                self.error(f"argument {text[:-3]}: expected a value, not --")
+        return super().parse_known_args(args, namespace)
 
     def error(self, message):
-        message = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
-        self.exit(2, f"{self.prog}: {message}\n")
+        self.exit(2, f"{self.prog}: {printable(message)}\n")
 
 
-def exit_status(prog, interrupted, run):
-    """What a program returns: of run(), None counting as 0; errors that the user can mend, and Ctrl-C, are one line."""
+def show_traceback(error):
+    """Prints where an error came from if BETA_VAE_DEBUG=1 is in the environment; else one line has to do."""
+    if os.environ.get("BETA_VAE_DEBUG", "0") != "0":
+        traceback.print_exception(error)
+
+
+def first_line(error):
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def run_cli(prog, interrupted, run):
+    """Call run() and return an exit status; user errors and Ctrl-C print one line, no traceback.
+
+    Whatever names the console cannot print are escaped. SIGTERM and SIGHUP end run() as an exception does, so that no
+    half-written file is left.
+    """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by the shell: 2>&-
+            setattr(sys, name, open(os.devnull, "w"))
+        if hasattr(stream := getattr(sys, name), "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     try:
-        return run() or 0
+        with ended_by_signals():
+            return run() or 0
     except (UserError, OSError) as error:
-        print(f"{prog}: {error}", file=sys.stderr)
+        show_traceback(error)
+        print(f"{prog}: {printable(str(error))}", file=sys.stderr)
         return 1
-    # torch's is a RuntimeError, and on the CPU no kind of its own
     except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "allocate memory" not in str(
-            error
+        # torch's is a RuntimeError, and on the CPU no kind of its own
+        if (
+            not isinstance(error, (MemoryError, torch.OutOfMemoryError))
+            and "allocate memory" not in f"{error}"
         ):
             raise
+        show_traceback(error)
         print(f"{prog}: out of memory: a smaller --batch_size needs less", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"{prog}: {interrupted}", file=sys.stderr)
         return 130
+
+
+@contextlib.contextmanager
+def ended_by_signals():
+    """Within `with`: SIGTERM and SIGHUP raise SystemExit, so that files are closed or removed on the way out."""
+
+    def end(number, frame):
+        raise SystemExit(128 + number)
+
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in (getattr(signal, name, None) for name in ("SIGTERM", "SIGHUP")):
+            if number and signal.getsignal(number) == signal.SIG_DFL:
+                before[number] = signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def boolean(text):
@@ -117,6 +171,16 @@ def versions():
     }
 
 
+def machine(device, precision):
+    """What the numbers of a run depend on besides its flags, for args.json, checkpoints and scores."""
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "threads": torch.get_num_threads(),
+        "precision": precision,
+        "versions": versions(),
+    }
+
+
 def git_commit():
     """Commit of the code that runs, with '+changes' if files differ from it; None without git."""
 
@@ -159,49 +223,26 @@ def named(path):
 
 
 @contextlib.contextmanager
-def atomic_file(path, backup=None, shared=False):
-    """Opens path to be written, and read, in bytes: it holds the old content or all of the new, also after a crash.
+def atomic_file(path, backup=None, shared=None):
+    """Atomic binary write: after a crash, path holds the old content or all of the new. Several may write it at once.
 
-    backup: where the old content goes, if it is to be kept. shared: other processes may write path at
-    once; what those that were killed have left is removed.
+    backup: where the old content goes, if it is to be kept.
     """
     path = Path(path)
     if not path.name:
         raise UserError(f"{path} names no file")
-    temporary = path.with_name(
-        f".{path.name}{f'.{socket.gethostname()}.{os.getpid()}' if shared else ''}.tmp"
-    )
-    if shared:
-        remove_leftovers(path)
+    # Nobody can guess the name, and "x" follows no link: none can be planted that leads to another file.
+    temporary = path.with_name(f".{path.name[:60]}.{secrets.token_hex(8)}.tmp")
     try:
-        with named(path), open_temporary(temporary) if shared else open(temporary, "w+b") as file:
+        with named(path), open(temporary, "x+b") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-            if not fcntl:
-                file.close()  # Windows renames no open file
-            if backup:
-                os.replace(path, backup)
-            os.replace(temporary, path)  # while it is open, and so locked
+        if backup:
+            os.replace(path, backup)
+        os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def open_temporary(path):
-    """Opens a file to write and locks it, which tells remove_leftovers that it is in use."""
-    while True:
-        file = open(path, "w+b")
-        if fcntl:
-            fcntl.flock(file, fcntl.LOCK_EX)
-        if path.exists():  # not taken for a leftover just before the lock
-            return file
-        file.close()
-
-
-def remove_leftovers(path):
-    """Removes what writers of a shared file that were killed have left; that of one which is running is locked."""
-    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
-        with contextlib.suppress(BlockingIOError, FileNotFoundError), open(leftover, "rb") as file:
-            if fcntl:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                leftover.unlink(missing_ok=True)
+exit_status = run_cli  # for callers that have not moved yet, as is shared= above

@@ -36,10 +36,10 @@ def wait_for(path, process):
 @pytest.fixture(scope="session")
 def dset_dir(tmp_path_factory):
     """A data folder with the drawn dSprites in it."""
-    import dataset
+    from prepare.sets import find_dsprites
 
     folder = tmp_path_factory.mktemp("data")
-    dataset.load_packed(folder)
+    find_dsprites(folder)
     return folder
 
 
