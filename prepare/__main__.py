@@ -52,8 +52,9 @@ def parse(argv=None):
         ("num_workers", 0, MOST_WORKERS),
         ("image_size", 1, 2**12),
     ):
-        if not least <= (getattr(args, name) or least) <= most:
-            parser.error(f"--{name} must be {least} to {most}, not {getattr(args, name)}")
+        value = getattr(args, name)
+        if value is not None and not least <= value <= most:
+            parser.error(f"--{name} must be {least} to {most}, not {value}")
     if not args.dset_dir or args.archive == "":
         parser.error("--dset_dir and --archive name a folder or file")
     return args

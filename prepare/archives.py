@@ -96,13 +96,13 @@ class Source:
         """Whether to read a file, by its name and size."""
         parts = name.split("/")
         known = os.path.splitext(name)[1].lower() in readable()[1]
-        if any(part in HIDDEN or part.startswith(".") and part not in (".", "..") for part in parts):
+        if ".." in parts or parts[0] == "" or "\\" in name and self.path.is_file():
+            self.skipped.add("with a name that leads out of the archive", name)
+        elif any(part in HIDDEN or part.startswith(".") and part != "." for part in parts):
             if known:
                 self.skipped.add("hidden", name)
         elif not known:
             self.skipped.add("of a kind that is not read", name)
-        elif ".." in parts or parts[0] == "" or "\\" in name:
-            self.skipped.add("with a name that leads out of the archive", name)
         elif size > MOST_BYTES:
             self.skipped.add(f"larger than {MOST_BYTES:,} bytes", name)
         else:

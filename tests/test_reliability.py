@@ -19,11 +19,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 import crash
-import dataset
 import main
-import utils
 from conftest import ROOT, Runs, same, wait_for
-from images import encoded, photo, prepared, write_zip
 from solver import Solver
 from training.checkpoint import Checkpoints, read_checkpoint
 from training.lock import lock_holder, take_folder
@@ -202,29 +199,6 @@ def test_a_checkpoint_that_unpacks_to_more_than_it_holds_is_refused_before_it_ta
         read_checkpoint(tmp_path / "bomb")
 
 
-@pytest.mark.parametrize(
-    "header",
-    [
-        "{'descr': '|u1', 'fortran_order': False, 'shape': (737280, 64, 80000000000)}",
-        "{'descr': '|u1', 'fortran_order': False, 'shape': (2**80,)}",
-        "{'descr': '|u1', 'fortran_order': False, 'shape': (1180591620717411303424, 3)}",
-        "{'descr': '|u1', 'fortran_order': False, 'shape': (-1, 64, 8)}",
-        "{'descr': '|O', 'fortran_order': False, 'shape': (9,)}",
-        "{'descr': '|u1'}",
-        "[" * 3000,
-        "\0" * 9,
-    ],
-)
-def test_a_prepared_set_whose_header_lies_is_not_believed(tmp_path, header):
-    text = header.encode().ljust(4000) + b"\n"
-    (tmp_path / "celeba_64x64.npy").write_bytes(
-        b"\x93NUMPY\1\0" + len(text).to_bytes(2, "little") + text + bytes(100)
-    )
-    assert dataset.map_cache(tmp_path / "celeba_64x64.npy") is None
-    (tmp_path / "celeba_64x64.json").write_text('{"version": 1, "count": -1, "channels": 64}')
-    assert dataset.read_manifest(tmp_path / "celeba_64x64.npy") is None
-
-
 CHANGES = [
     ("iter", -1),
     ("iter", "9"),
@@ -381,57 +355,6 @@ def test_a_log_that_is_no_table_is_one_line(copied):
         with pytest.raises(UserError, match="damaged"):
             read_log(copied.outputs("run") / "log.csv")
         assert "resumed" in copied.run("run", "--max_iter", 21 + i, "--save_output", "no").stdout
-
-
-def test_a_path_without_a_name_is_one_line(dset_dir, capsys):
-    for path in (".", ""):
-        assert dataset.main(["dsprites", "--dset_dir", str(dset_dir), "--export", path]) == 1
-        assert capsys.readouterr().err == "dataset.py: . names no file\n"
-
-
-def test_where_open_files_cannot_be_renamed_a_file_is_closed_before(tmp_path, monkeypatch):
-    monkeypatch.setattr(utils, "fcntl", None)
-    replace, closed = os.replace, []
-    with utils.atomic_file(tmp_path / "a", shared=True) as file:
-        monkeypatch.setattr(os, "replace", lambda *paths: (closed.append(file.closed), replace(*paths)))
-        file.write(b"whole")
-    assert (
-        closed == [True] and (tmp_path / "a").read_bytes() == b"whole" and len(list(tmp_path.iterdir())) == 1
-    )
-
-
-def test_what_a_killed_drawing_left_is_removed(tmp_path, monkeypatch):
-    monkeypatch.setattr(dataset.dsprites, "render", lambda: np.zeros(1, np.uint8))
-    left = tmp_path / ".dsprites_64x64_packed.npy.99999.tmp"
-    left.write_bytes(b"")
-    with pytest.raises(UserError, match="reference"):
-        dataset.load_drawn(tmp_path)
-    assert not left.exists()
-
-
-@pytest.mark.parametrize("flags, size", [(["dsprites"], 377_487_488), (["celeba", "--archive"], None)])
-def test_two_processes_may_prepare_the_same_data_at_once(tmp_path, flags, size):
-    if flags[-1] == "--archive":
-        flags = [*flags, write_zip(tmp_path / "in.zip", {f"{i}.jpg": encoded(photo(i)) for i in range(100)})]
-    command = [sys.executable, ROOT / "dataset.py", *flags, "--dset_dir", tmp_path / "data"]
-    both = [
-        subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        for _ in range(2)
-    ]
-    outputs = [process.communicate(timeout=100)[0] for process in both]
-    assert [process.returncode for process in both] == [0, 0], outputs
-    names = {path.name for path in (tmp_path / "data").iterdir()}
-    if flags[0] == "dsprites":
-        assert (
-            names == {"dsprites_64x64_packed.npy"}
-            and dataset.map_cache(tmp_path / "data" / "dsprites_64x64_packed.npy") is not None
-        )
-    else:
-        images = np.load(tmp_path / "data" / "celeba_64x64.npy")
-        assert (
-            names == {"celeba_64x64.npy", "celeba_64x64.json"}
-            and (images == prepared(tmp_path / "alone", flags[-1])[0]).all()
-        )
 
 
 # Numbers.
