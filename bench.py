@@ -36,8 +36,9 @@ except ImportError:  # Windows has none: no peak memory there
 import model
 from dataset import DATASETS, return_data
 from main import parse
-from solver import Solver, kl_divergence, objective_B, reconstruction_loss
-from utils import Parser, UserError, atomic_file, boolean, count, exit_status, find_device, progress, versions
+from objectives import capacity_penalty, kl_divergence, reconstruction_loss
+from solver import Solver
+from utils import Parser, UserError, atomic_file, boolean, count, find_device, progress, run_cli, versions
 
 WARM_UP = 20  # iterations
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
@@ -165,10 +166,10 @@ def train_plain(args, pipe):
     while True:
         for x in loader:
             x = x.to(device)
-            x_recon, mu, logvar = net(x)
+            x_recon, mu, logvar, _ = net(x)
             recon_loss = reconstruction_loss(x, x_recon, data.distribution)
             total_kld, _, _ = kl_divergence(mu, logvar)
-            loss = objective_B(recon_loss, total_kld, gamma=1000, C=1)
+            loss = recon_loss + 1000 * capacity_penalty(total_kld, C=1)
             optim.zero_grad()
             loss.backward()
             optim.step()
@@ -235,7 +236,7 @@ def iteration_gflop(args):
     """10^9 floating-point operations of the matrix products and convs in one iteration."""
     x = torch.zeros(1, return_data(args).channels, 64, 64)
     with FlopCounterMode(display=False) as counter:
-        x_recon, mu, logvar = model.MODELS[args.model](10, x.shape[1])(x)
+        x_recon, mu, logvar, _ = model.MODELS[args.model](10, x.shape[1])(x)
         (x_recon.sum() + mu.sum() + logvar.sum()).backward()
     return args.batch_size * counter.get_total_flops() / 1e9
 
@@ -362,7 +363,7 @@ def main(argv=None):
             with atomic_file(args.json) as file:
                 file.write(json.dumps(results, indent=2).encode())
 
-    return exit_status("bench.py", "interrupted", run)
+    return run_cli("bench.py", "interrupted", run)
 
 
 if __name__ == "__main__":

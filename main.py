@@ -1,4 +1,4 @@
-"""Trains a beta-VAE, or draws the pictures of a trained one, and scores it.
+"""Train a beta-VAE, or draw and score a trained one.
 
 Commands:
     python main.py --dataset dsprites --objective B --model B --viz_name my_run
@@ -7,17 +7,15 @@ Commands:
 """
 
 import argparse
-import contextlib
 import os
 import sys
 from pathlib import Path
 
-from dataset import DATASETS
 from evaluation.metrics import LEVELS
 from model import MODELS
 from solver import Solver
 from training.settings import CHOICES, RULES, broken_rule
-from utils import Parser, boolean, count, exit_status
+from utils import Parser, boolean, count, run_cli
 
 
 def make_parser():
@@ -27,64 +25,67 @@ def make_parser():
         allow_abbrev=False,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    add = parser.add_argument
     # fmt: off
-    add("--train", type=boolean, default=True, help="train; False: load the checkpoint and write its pictures")
-    add("--seed", type=count, default=1, help="of initialisation, data order, noise and the choice of pictures")
-    add("--cuda", type=boolean, default=True, help="use a CUDA device when there is one")
-    add("--precision", choices=["float32", "bf16"], default="float32",
-        help="of the network in training; bf16 (bfloat16) is faster on some processors (README, Speed); losses, sums and Adam "
-             "stay float32; may change when a run goes on; on CUDA, float32 means TensorFloat-32")
-    add("--threads", type=count, default=0, help="CPU threads; 0: torch's choice")
+    add = parser.add_argument_group("run").add_argument
+    add("--train", type=boolean, default=True, help="train; False: load the checkpoint, draw its pictures or score it")
     add("--max_iter", type=count, default=10**6, help="iterations, of one batch each, to train up to")
-    add("--batch_size", type=count, default=64, help="images a batch; in neither paper, as far as found")
+    add("--seed", type=count, default=1, help="seed of initialisation, data order, noise and the choice of pictures")
+    add("--metrics", choices=LEVELS, default="none",
+        help="score the trained model: full on all images; fast on an eighth, without DCI, in under a minute")
+    add("--cuda", type=boolean, default=True, help="use a CUDA device when there is one")
+    add("--threads", type=count, default=0, help="CPU threads; 0: torch's choice")
+    add("--precision", choices=["float32", "bf16"], default="float32",
+        help="of the network in training; losses and optimiser stay float32; on CUDA, float32 means TensorFloat-32")
 
-    add("--z_dim", type=count, default=10, help="latents; dSprites 10, chairs and CelebA 32 (Higgins et al.)")
-    add("--beta", type=float, default=4.0, help="weight of the KL in objective H; dSprites 4 (Higgins et al.)")
+    add = parser.add_argument_group("objective (weights of the KL and C in nats; the loss is summed over pixels)").add_argument
     add("--objective", choices=CHOICES["objective"], default="H",
         help="H: beta * KL (Higgins et al. eq. 4); B: gamma * |KL - C| (Burgess et al. eq. 8)")
+    add("--beta", type=float, default=4.0, help="H: weight of the KL; dSprites 4 (Higgins et al.)")
+    add("--gamma", type=float, default=1000.0, help="B: weight of |KL - C|; 1000 (Burgess et al.)")
+    add("--C_start", type=float, default=0.0, help="B: C at the start; 0 (Burgess et al.)")
+    add("--C_max", type=float, default=25.0, help="B: C at the end; dSprites 25, CelebA 50 (Burgess et al.)")
+    add("--C_stop_iter", type=count, default=10**5, help="B: iterations from C_start to C_max; 1e5 (Burgess et al.)")
+    add("--delta", type=float, default=0.0,
+        help="B: width of the pseudo-Huber smoothing of |KL - C|; 0: none (Burgess et al.)")
     add("--dist", choices=CHOICES["dist"],
         help="p(x|z) of a pixel; without: bernoulli for dsprites and 3dchairs, gaussian for celeba and folder")
-    add("--model", choices=MODELS, default="H",
-        help="network: H convolutional and FC fully connected (Higgins et al.), B (Burgess et al.)")
-    add("--gamma", type=float, default=1000.0, help="weight of |KL - C| in objective B; 1000 (Burgess et al.)")
-    add("--C_start", type=float, default=0.0, help="C at the start in objective B, nats; 0 (Burgess et al.)")
-    add("--C_max", type=float, default=25.0,
-        help="C at the end in objective B, nats; dSprites 25, CelebA 50 (Burgess et al.)")
-    add("--C_stop_iter", type=count, default=10**5,
-        help="iterations in which C goes from C_start to C_max; 1e5 (Burgess et al.)")
-    add("--delta", type=float, default=0.0,
-        help="nats within which the bars of |KL - C| are rounded off in objective B; 0: not (Burgess et al.)")
-    add("--optimizer", choices=CHOICES["optimizer"], default="adam",
-        help="adam; adagrad on dSprites in Higgins et al.")
+
+    add = parser.add_argument_group("network").add_argument
+    add("--model", choices=CHOICES["model"], default="H",
+        help="H convolutional, FC fully connected (Higgins et al.), B convolutional (Burgess et al.)")
+    add("--z_dim", type=count, default=10, help="latents; dSprites 10, chairs and CelebA 32 (Higgins et al.)")
+
+    add = parser.add_argument_group("optimiser").add_argument
+    add("--optimizer", choices=CHOICES["optimizer"], default="adam", help="adagrad: dSprites in Higgins et al.")
     add("--lr", type=float, default=1e-4,
-        help="learning rate; Higgins et al.: 1e-4 (chairs, CelebA), 1e-2 with adagrad (dSprites); Burgess et al.: 5e-4")
+        help="learning rate; Higgins et al. 1e-4, with adagrad 1e-2; Burgess et al. 5e-4")
     add("--beta1", type=float, default=0.9, help="decay of Adam's first moment, per iteration")
     add("--beta2", type=float, default=0.999, help="decay of Adam's second moment, per iteration")
+    add("--batch_size", type=count, default=64, help="images a batch; in neither paper, as far as found")
 
-    add("--dset_dir", default="data", help="folder of the data sets; of the images, for --dataset folder")
-    add("--dataset", type=str.lower, choices=DATASETS, default="dsprites",
+    add = parser.add_argument_group("data").add_argument
+    add("--dataset", type=str.lower, choices=CHOICES["dataset"], default="dsprites",
         help="data set, in any case; folder: the images in dset_dir and below")
+    add("--dset_dir", default="data", help="folder of the data sets; of the images, for --dataset folder")
     add("--image_size", type=count, help="side of an image in pixels; without: the network's, 64 in both papers")
     add("--num_workers", type=count, default=2, help="threads that prepare images; training itself uses none")
 
+    add = parser.add_argument_group("pictures and dashboard").add_argument
+    add("--save_output", type=boolean, default=True, help="write pictures; False: only log, checkpoints and scores")
+    add("--gather_step", type=count, default=1000, help="iterations averaged in a row of log.csv; at most display_step")
+    add("--display_step", type=count, default=10000, help="iterations between pictures")
     add("--viz_on", type=boolean, default=True, help="show the run on a visdom dashboard")
-    add("--viz_name", default="main", help="name of the run: of its folders and of its dashboard")
     add("--viz_server", default="localhost", help="host of the visdom server")
     add("--viz_port", type=count, default=8097, help="port of the visdom server")
-    add("--save_output", type=boolean, default=True,
-        help="write pictures; False: only log, arguments, checkpoints and scores")
-    add("--metrics", choices=LEVELS, default="none",
-        help="score the trained model: full on all images, fast on an eighth and without DCI, in under a minute")
+
+    add = parser.add_argument_group("folders").add_argument
+    add("--viz_name", default="main", help="name of the run: of its folders and of its dashboard")
     add("--output_dir", default="outputs", help="folder of all runs' curves and pictures")
-    add("--gather_step", type=count, default=1000, help="iterations averaged in one row of log.csv")
-    add("--display_step", type=count, default=10000, help="iterations between pictures")
-    add("--save_step", type=count, default=10000, help="iterations between checkpoints")
     add("--ckpt_dir", default="checkpoints", help="folder of all runs' checkpoints")
+    add("--save_step", type=count, default=10000, help="iterations between checkpoints")
     add("--ckpt_name", default="last",
         help="checkpoint to load: a name in the run's folder or a path; none: start afresh")
-    add("--overwrite", type=boolean, default=False,
-        help="let a run that starts afresh, or from another checkpoint than last, replace the one of its name")
+    add("--overwrite", type=boolean, default=False, help="replace an existing run of this name")
     # fmt: on
     return parser
 
@@ -96,6 +97,27 @@ def is_path(text):
         return False
 
 
+def is_run_name(text):
+    parts = Path(text).parts
+    # m/7 would lie where the run m keeps its pictures of iteration 7, and m/last where its checkpoint is
+    taken = any(
+        part.isdecimal() or part in ("last", "previous") or part.endswith(".old") for part in parts[1:]
+    )
+    return bool(text.strip() and parts and not taken and not Path(text).is_absolute() and ".." not in parts)
+
+
+FOLDERS = ["dset_dir", "output_dir", "ckpt_dir", "ckpt_name"]
+NAMES = (  # rules as in training/settings.py
+    (
+        ["viz_name"],
+        is_run_name,
+        "a name for a folder inside output_dir, and none that another run's results may have",
+    ),
+    ([*FOLDERS, "viz_server"], lambda v: v, "given"),
+    ([*FOLDERS, "viz_name"], is_path, "a name that files can have"),
+)
+
+
 def parse(argv=None, parser=None):
     """Flags as a namespace; what makes no sense ends the program with one line and status 2.
 
@@ -103,21 +125,7 @@ def parse(argv=None, parser=None):
     """
     parser = parser or make_parser()
     args = parser.parse_args(argv)
-    rules = (
-        *RULES,
-        (
-            ["viz_name"],
-            lambda v: v.strip() and not Path(v).is_absolute() and ".." not in Path(v).parts and Path(v).parts,
-            "a name for a folder inside output_dir",
-        ),
-        (["dset_dir", "output_dir", "ckpt_dir", "ckpt_name", "viz_server"], lambda v: v, "given"),
-        (
-            ["dset_dir", "output_dir", "ckpt_dir", "ckpt_name", "viz_name"],
-            is_path,
-            "a name that files can have",
-        ),
-    )
-    if broken := broken_rule(vars(args), rules):
+    if broken := broken_rule(vars(args), (*RULES, *NAMES)):
         parser.error(f"--{broken[0]} must be {broken[1]}, not {getattr(args, broken[0])!r}")
     size = MODELS[args.model].image_size
     if args.image_size not in (None, size):
@@ -131,6 +139,7 @@ def parse(argv=None, parser=None):
         parser.error("--train False needs a checkpoint: --ckpt_name none leaves nothing to draw or score")
     if os.path.realpath(args.output_dir) == os.path.realpath(args.ckpt_dir):
         parser.error("--output_dir and --ckpt_dir must be two folders: both name things by iteration")
+    args.gather_step = min(args.gather_step, args.display_step)  # or curves would be drawn without a point
     return args
 
 
@@ -140,14 +149,9 @@ def main(argv=None):
 
     def run():
         solver = Solver(args)
-        if args.train:
-            with solver.dashboard if args.viz_on else contextlib.nullcontext():
-                return solver.train()
-        if args.metrics == "none":
-            solver.draw()
-        solver.evaluate()
+        return solver.train() if args.train else solver.evaluate()
 
-    return exit_status("main.py", "interrupted outside training: checkpoints are as they were", run)
+    return run_cli("main.py", "interrupted outside training: checkpoints are as they were", run)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,8 @@ import torch
 from torch import nn
 
 from layers import ConvTranspose2d
+from training.checkpoint import read_checkpoint
+from utils import UserError
 
 
 def kaiming_init(module):
@@ -59,10 +61,10 @@ class BetaVAE(nn.Module):
         return self.decoder(z).float()
 
     def forward(self, x, generator=None):
-        """x (B, nc, 64, 64) -> x_recon (logits, as x), mu, logvar (B, z_dim); z is sampled once."""
+        """x (B, nc, 64, 64) -> x_recon (logits, as x), mu, logvar and z (B, z_dim), which is sampled once."""
         mu, logvar = self.encode(x)
-        x_recon = self.decode(reparameterise(mu, logvar, generator))
-        return x_recon, mu, logvar
+        z = reparameterise(mu, logvar, generator)
+        return self.decode(z), mu, logvar, z
 
 
 class BetaVAE_H(BetaVAE):
@@ -147,3 +149,22 @@ class BetaVAE_FC(BetaVAE):
 
 
 MODELS = {"H": BetaVAE_H, "B": BetaVAE_B, "FC": BetaVAE_FC}
+
+
+def load_model(path):
+    """The network of a checkpoint, of this project or of 1Konny/Beta-VAE, on the CPU and in eval mode.
+
+    Model, z_dim and channels are read off the weights. UserError, in one line, if there is no such network in it.
+    """
+    weights = read_checkpoint(path)["model_states"]["net"]
+    for build in MODELS.values():
+        try:
+            outputs = list(weights.values())[
+                -1
+            ].numel()  # bias of the last layer: nc, or nc 4096 where it is linear
+            net = build(weights["decoder.0.weight"].shape[1], outputs // 4096 or outputs)
+            net.load_state_dict(weights)
+            return net.eval()
+        except (AttributeError, LookupError, RuntimeError):
+            continue
+    raise UserError(f"checkpoint {path} holds none of the networks {', '.join(MODELS)}")

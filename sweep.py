@@ -33,8 +33,8 @@ from dataset import return_data
 from evaluation.study import Summary, iterations
 from training.lock import lock_holder
 from training.run import StopSignals
-from training.settings import SETTINGS, defining_flags
-from utils import UserError, boolean, count, exit_status, progress
+from training.settings import FLAGS_OF, defining_flags
+from utils import UserError, boolean, count, progress, run_cli
 
 OWN = ("sweep_name", "parallel", "dry_run")  # flags that main.py does not know
 FIXED = ("train", "ckpt_name", "overwrite")  # each run decides by what is on disk
@@ -152,7 +152,7 @@ def parse(argv=None):
         parser.error(f"the grid holds a run twice: a value of --{' or --'.join(names)} is repeated")
     for name in names:
         for run in runs:
-            if name in sum(SETTINGS.values(), []) and name not in defining_flags(run.args):
+            if name in sum(FLAGS_OF.values(), []) and name not in defining_flags(run.args):
                 parser.error(
                     f"--{name} changes nothing with --objective {run.args.objective} --optimizer "
                     f"{run.args.optimizer}: its runs would be the same"
@@ -428,7 +428,7 @@ def main(argv=None):
         print(f"{len(summary.rows)} of {len(runs)} runs are finished: see {summary.folder}")
         return status
 
-    return exit_status("sweep.py", "interrupted", run)
+    return run_cli("sweep.py", "interrupted", run)
 
 
 if __name__ == "__main__":

@@ -206,11 +206,6 @@ def progress(iterable=None, delay=2, leave=False, **options):
     return tqdm(iterable, delay=delay, leave=leave, mininterval=interval, dynamic_ncols=True, **options)
 
 
-def is_web_page(start):
-    """Whether the first bytes of what should be data are those of a page, as servers send when a quota is used up."""
-    return start.lstrip().lower().startswith((b"<!doctype html", b"<html"))
-
-
 @contextlib.contextmanager
 def named(path):
     """Within `with`: an error of the system, such as a full disk, names the file, which a failing write does not."""
@@ -223,7 +218,7 @@ def named(path):
 
 
 @contextlib.contextmanager
-def atomic_file(path, backup=None, shared=None):
+def atomic_file(path, backup=None):
     """Atomic binary write: after a crash, path holds the old content or all of the new. Several may write it at once.
 
     backup: where the old content goes, if it is to be kept.
@@ -243,6 +238,3 @@ def atomic_file(path, backup=None, shared=None):
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-exit_status = run_cli  # for callers that have not moved yet, as is shared= above

@@ -33,7 +33,7 @@ def trained(run):
     """Whether there is a checkpoint of the last iteration, of these settings: of others, main.py has to speak."""
     try:
         state = read_checkpoint(run.checkpoints / "last")
-    except (OSError, ValueError):
+    except UserError:
         return False
     saved = saved_flags(state["arguments"] or {})
     return (
@@ -116,7 +116,7 @@ class Summary:
 
     def put(self, name, text):
         # other sweeps may write theirs at the same time
-        with atomic_file(self.folder / name, shared=True) as file:
+        with atomic_file(self.folder / name) as file:
             file.write(text.encode())
 
     def by_setting(self, metric):

@@ -12,7 +12,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from training.log import read_log
-from utils import Parser, UserError, exit_status
+from utils import Parser, UserError, run_cli
 from viz.pictures import save
 
 
@@ -55,7 +55,7 @@ def main():
     parser.add_argument("--out", default="outputs/compare.png", help="file of the picture")
     args = parser.parse_args()
     labels = args.labels or [Path(folder).name for folder in args.folders]
-    return exit_status(
+    return run_cli(
         "compare.py", "interrupted", lambda: compare(args.folders, labels, args.to_recon, args.out)
     )
 

@@ -22,9 +22,10 @@ from tqdm import tqdm
 
 from main import parse
 from model import kaiming_init, reparameterise
+from objectives import capacity, capacity_penalty, kl_divergence, reconstruction_loss
 from prepare.dsprites import FACTOR_SIZES
-from solver import Solver, capacity, kl_divergence, objective_B, reconstruction_loss
-from utils import Parser, UserError, count, epoch_order, exit_status, progress
+from solver import Solver
+from utils import Parser, UserError, count, epoch_order, progress, run_cli
 
 
 def measure(path, batches, told_iterations, dset_dir):
@@ -69,7 +70,7 @@ def noise_of_bars(path, solver, batches):
     distances, slopes, squares, recon_square = [], {0: [], 1: []}, {0: 0.0, 1: 0.0}, 0.0
     for batch in progress(range(batches), unit="batch"):
         x = data.batch(order[batch * args.batch_size :][: args.batch_size])
-        x_recon, mu, logvar = net(x)
+        x_recon, mu, logvar, _ = net(x)
         total_kld = kl_divergence(mu, logvar)[0]
         recon_loss = reconstruction_loss(x, x_recon, solver.distribution)
         recon_square += square(torch.autograd.grad(recon_loss, weights, retain_graph=True))
@@ -77,7 +78,7 @@ def noise_of_bars(path, solver, batches):
         distance = (total_kld.detach() - C).requires_grad_()
         distances.append(distance.item())
         for delta in slopes:
-            (slope,) = torch.autograd.grad(objective_B(0, distance, args.gamma, 0, delta), distance)
+            (slope,) = torch.autograd.grad(args.gamma * capacity_penalty(distance, 0, delta), distance)
             slopes[delta].append(slope.item())
             squares[delta] += slope.item() ** 2 * kld_square
     distances = torch.tensor(distances)
@@ -156,7 +157,7 @@ def main():
     args = parser.parse_args()
     if args.batches < 1 or args.told < 0:
         parser.error("--batches must be at least 1, --told at least 0")
-    return exit_status(
+    return run_cli(
         "stall.py", "interrupted", lambda: measure(args.checkpoint, args.batches, args.told, args.dset_dir)
     )
 

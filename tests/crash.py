@@ -232,7 +232,7 @@ def differences(one, other):
         {
             str(path.relative_to(each.outputs)): path.read_bytes()
             for path in each.outputs.rglob("*")
-            if path.is_file() and path.name not in ("args.json", "log.csv.old", "lock")
+            if path.is_file() and path.name not in ("args.json", "log.csv.old", "lock", "lock.pid")
         }
         for each in (one, other)
     ]

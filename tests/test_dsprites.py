@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from conftest import ROOT, wait_for
+from helpers import ROOT, wait_for
 from images import refusal
 from prepare import dsprites, sets
 from prepare.sets import find_dsprites

@@ -1,13 +1,17 @@
 """The command line, and that the README's commands agree with it."""
 
+import contextlib
+import io
 import re
 import shlex
 
 import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
 
 import main
 import sweep
-from conftest import ROOT
+from helpers import ROOT
 
 TEXTS = [ROOT / "README.md", ROOT / "misc" / "capacity.md"]
 
@@ -18,6 +22,11 @@ TEXTS = [ROOT / "README.md", ROOT / "misc" / "capacity.md"]
         "--batch_size 0",
         "--C_max -1",
         "--C_start -1",
+        "--C_start 1e300",
+        "--C_max 1e39 --C_stop_iter 1",
+        "--gamma 1e39",
+        "--lr=--",
+        "--viz_name m/7",
         "--image_size 128",
         "--model X",
         "--objective h",
@@ -61,73 +70,75 @@ def test_a_value_that_makes_no_sense_is_one_line_and_status_2(flags, capsys):
     assert out == "" and err.count("\n") == 1 and "usage" not in err
 
 
-def test_defaults():
-    assert vars(main.parse([])) == dict(
-        train=True,
-        seed=1,
-        cuda=True,
-        precision="float32",
-        threads=0,
-        max_iter=10**6,
-        batch_size=64,
-        z_dim=10,
-        beta=4.0,
-        objective="H",
-        dist=None,
-        model="H",
-        gamma=1000.0,
-        delta=0.0,
-        C_start=0.0,
-        C_max=25.0,
-        C_stop_iter=10**5,
-        optimizer="adam",
-        lr=1e-4,
-        beta1=0.9,
-        beta2=0.999,
-        dset_dir="data",
-        dataset="dsprites",
-        image_size=64,
-        num_workers=2,
-        viz_on=True,
-        viz_name="main",
-        viz_server="localhost",
-        viz_port=8097,
-        save_output=True,
-        metrics="none",
-        output_dir="outputs",
-        gather_step=1000,
-        display_step=10000,
-        save_step=10000,
-        ckpt_dir="checkpoints",
-        ckpt_name="last",
-        overwrite=False,
-    )
-
-
 def test_counts_booleans_and_names_of_data_sets_are_read_as_people_write_them():
     args = main.parse(["--max_iter", "1e6", "--train", "No", "--cuda", "1", "--dataset", "DSprites"])
     assert (args.max_iter, args.train, args.cuda, args.dataset) == (1_000_000, False, True, "dsprites")
 
 
-def test_every_flag_has_a_help_sentence():
-    for action in main.make_parser()._actions:
-        assert len(action.help) > 10, action.dest
+def test_help_names_every_flag_once_in_its_group():
+    text = main.make_parser().format_help()
+    groups = re.findall(r"^([a-z].*):$", text, re.MULTILINE)
+    assert [group.split(" (")[0] for group in groups] == [
+        "options", "run", "objective", "network", "optimiser", "data", "pictures and dashboard", "folders",
+    ]  # fmt: skip
+    for flag in vars(main.parse([])):
+        assert len(re.findall(rf"^  --{flag} .*", text, re.MULTILINE)) == 1, flag
 
 
-def test_data_that_cannot_be_prepared_is_one_line(capsys, tmp_path):
-    assert (
-        main.main(
-            ["--dataset", "celeba", "--ckpt_dir", str(tmp_path / "c"), "--output_dir", str(tmp_path / "o")]
-        )
-        == 1
-    )
-    err = capsys.readouterr().err
-    assert (
-        "Traceback" not in err
-        and "python dataset.py celeba --dset_dir data --download" in err
-        and "GB" in err
-    )
-    assert {p.name for p in tmp_path.rglob("*") if p.is_file()} == {"lock"}
+def test_a_row_of_the_log_comes_with_each_picture():
+    assert main.parse(["--display_step", "500"]).gather_step == 500
+    assert main.parse(["--display_step", "500", "--gather_step", "7"]).gather_step == 7
+
+
+def test_a_run_cannot_have_the_name_of_another_runs_results():
+    for name in ("m/7", "m/last", "m/previous", "m/20.old"):
+        with pytest.raises(SystemExit):
+            main.parse([f"--viz_name={name}"])
+    assert main.parse(["--viz_name=m/n7"]).viz_name == "m/n7"
+
+
+def test_data_that_cannot_be_prepared_is_one_line(tmp_path, capsys):
+    folders = ["--ckpt_dir", str(tmp_path / "c"), "--output_dir", str(tmp_path / "o")]
+    assert main.main(["--dataset", "celeba", "--dset_dir", str(tmp_path), *folders]) == 1
+    error = capsys.readouterr().err
+    assert "Traceback" not in error and "CelebA" in error and "--download" in error
+    assert {p.name for p in tmp_path.rglob("*") if p.is_file()} <= {"lock", "lock.pid"}
+
+
+# Any command line at all.
+
+FLAGS = [f"--{name}" for name in vars(main.parse([]))]
+STRANGE = [
+    "", "nan", "inf", "-inf", "1e400", "9" * 5000, "1e308", "1e39", "true", "no", "a\0b", "a\nb", "\udcff", "\ud800", "/",
+    ".", "..", "~", "x" * 300, "H", "B", "FC", "none", "full", "dsprites", "-", "--", "0x10", "1_000", "\u0663",
+]  # fmt: skip
+VALUES = st.one_of(
+    st.text(max_size=9),
+    st.integers(-(2**70), 2**70).map(str),
+    st.floats().map(str),
+    st.sampled_from(STRANGE),
+)
+
+
+@settings(max_examples=2000, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+@example([("x", "a\nb", False)])
+@example([("--output_dir", "a\0b", False)])
+@example([("--viz_name", "\ud800", True)])
+@example([("--lr", "--", True)])
+@given(st.lists(st.tuples(st.sampled_from([*FLAGS, "--unknown", "x"]), VALUES, st.booleans()), max_size=6))
+def test_any_command_line_is_accepted_or_one_line_and_status_2(words):
+    argv = [part for flag, text, joined in words for part in ([f"{flag}={text}"] if joined else [flag, text])]
+    out, err = io.StringIO(), io.StringIO()
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            main.parse(argv)
+    except SystemExit as stop:
+        message = err.getvalue()
+        assert stop.code == (0 if "-h" in argv or "--help" in argv else 2)
+        assert stop.code == 0 or (message.count("\n") == 1 and message.endswith("\n") and not out.getvalue())
+
+
+# README and scripts.
 
 
 def commands():

@@ -435,7 +435,7 @@ def test_dci_by_hand():
 
 
 def test_kl_active_latents_and_total_correlation_are_their_definitions():
-    from solver import kl_divergence
+    from objectives import kl_divergence
 
     mu = torch.tensor(mixed()[:, :3] * [1, 0.1, 0.5])
     logvar = torch.tensor([[-2.0, 0.0, -1.0]]) + 0 * mu

@@ -4,51 +4,25 @@ import pytest
 import torch
 from torch import nn
 
-from model import BetaVAE_B, BetaVAE_FC, BetaVAE_H, reparameterise
+from helpers import ROOT
+from model import BetaVAE_B, BetaVAE_FC, BetaVAE_H, load_model, reparameterise
+from utils import UserError
 
-LAYERS = {  # position: shape of the weight, as in public checkpoints
-    BetaVAE_B: {
-        "encoder": {
-            0: (32, 1, 4, 4),
-            2: (32, 32, 4, 4),
-            4: (32, 32, 4, 4),
-            6: (32, 32, 4, 4),
-            9: (256, 512),
-            11: (256, 256),
-            13: (20, 256),
-        },
-        "decoder": {
-            0: (256, 10),
-            2: (256, 256),
-            4: (512, 256),
-            7: (32, 32, 4, 4),
-            9: (32, 32, 4, 4),
-            11: (32, 32, 4, 4),
-            13: (32, 1, 4, 4),
-        },
-    },
-    BetaVAE_H: {
-        "encoder": {
-            0: (32, 3, 4, 4),
-            2: (32, 32, 4, 4),
-            4: (64, 32, 4, 4),
-            6: (64, 64, 4, 4),
-            8: (256, 64, 4, 4),
-            11: (20, 256),
-        },
-        "decoder": {
-            0: (256, 10),
-            3: (256, 64, 4, 4),
-            5: (64, 64, 4, 4),
-            7: (64, 32, 4, 4),
-            9: (32, 32, 4, 4),
-            11: (32, 3, 4, 4),
-        },
-    },
-    BetaVAE_FC: {
-        "encoder": {1: (1200, 4096), 3: (1200, 1200), 5: (20, 1200)},
-        "decoder": {0: (1200, 10), 2: (1200, 1200), 4: (1200, 1200), 6: (4096, 1200)},
-    },
+# Position and shape of each weight in public checkpoints; (out, in) or (out, in, 4, 4), transposed convs (in, out, 4, 4).
+CONV = (32, 32, 4, 4)
+LAYERS = {
+    BetaVAE_B: (
+        {0: (32, 1, 4, 4), 2: CONV, 4: CONV, 6: CONV, 9: (256, 512), 11: (256, 256), 13: (20, 256)},
+        {0: (256, 10), 2: (256, 256), 4: (512, 256), 7: CONV, 9: CONV, 11: CONV, 13: (32, 1, 4, 4)},
+    ),
+    BetaVAE_H: (
+        {0: (32, 3, 4, 4), 2: CONV, 4: (64, 32, 4, 4), 6: (64, 64, 4, 4), 8: (256, 64, 4, 4), 11: (20, 256)},
+        {0: (256, 10), 3: (256, 64, 4, 4), 5: (64, 64, 4, 4), 7: (64, 32, 4, 4), 9: CONV, 11: (32, 3, 4, 4)},
+    ),
+    BetaVAE_FC: (
+        {1: (1200, 4096), 3: (1200, 1200), 5: (20, 1200)},
+        {0: (1200, 10), 2: (1200, 1200), 4: (1200, 1200), 6: (4096, 1200)},
+    ),
 }
 
 
@@ -58,29 +32,21 @@ LAYERS = {  # position: shape of the weight, as in public checkpoints
 def test_parameters_and_keys_are_those_of_the_papers_and_of_public_checkpoints(cls, parameters):
     model = cls()
     assert sum(p.numel() for p in model.parameters()) == parameters
-    expected = {
-        f"{part}.{i}.weight": shape for part, layers in LAYERS[cls].items() for i, shape in layers.items()
-    }
+    parts = zip(("encoder", "decoder"), LAYERS[cls])
+    expected = {f"{part}.{i}.weight": shape for part, layers in parts for i, shape in layers.items()}
     assert {k: tuple(v.shape) for k, v in model.state_dict().items() if k.endswith("weight")} == expected
 
 
-@pytest.mark.parametrize(
-    "cls, nc, z_dim",
-    [
-        (BetaVAE_B, 1, 10),
-        (BetaVAE_B, 3, 32),
-        (BetaVAE_H, 3, 32),
-        (BetaVAE_H, 1, 10),
-        (BetaVAE_FC, 1, 10),
-        (BetaVAE_FC, 3, 4),
-    ],
-)
+SIZES = [(BetaVAE_B, 1, 10), (BetaVAE_B, 3, 32), (BetaVAE_H, 3, 32), (BetaVAE_H, 1, 10), (BetaVAE_FC, 3, 4)]
+
+
+@pytest.mark.parametrize("cls, nc, z_dim", SIZES)
 def test_shapes(cls, nc, z_dim):
     model = cls(z_dim, nc)
     x = torch.rand(2, nc, 64, 64)
-    x_recon, mu, logvar = model(x)
+    x_recon, mu, logvar, z = model(x)
     assert x_recon.shape == x.shape
-    assert mu.shape == logvar.shape == (2, z_dim)
+    assert mu.shape == logvar.shape == z.shape == (2, z_dim)
     for part, h in ((model.encoder, x), (model.decoder, mu)):
         sides = []
         for layer in part:
@@ -88,6 +54,37 @@ def test_shapes(cls, nc, z_dim):
             if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)):
                 sides.append(h.shape[-1])
         assert sides in ([], [32, 16, 8, 4], [32, 16, 8, 4, 1], [8, 16, 32, 64], [4, 8, 16, 32, 64])
+
+
+def test_what_is_decoded_is_z_and_mu_comes_before_logvar():
+    model, x = BetaVAE_B(), torch.rand(2, 1, 64, 64)
+    x_recon, mu, logvar, z = model(x, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(model.decode(z), x_recon)
+    torch.testing.assert_close(torch.cat([mu, logvar], dim=1), model.encoder(x))
+    eps = torch.randn(2, 10, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(z, mu + (logvar / 2).exp() * eps)
+
+
+@pytest.mark.parametrize("cls, nc, z_dim", SIZES)
+def test_load_model_gives_the_network_of_any_checkpoint_in_eval_mode(tmp_path, cls, nc, z_dim):
+    net = cls(z_dim, nc)
+    public = {"iter": 1, "model_states": {"net": net.state_dict()}, "optim_states": {"optim": {}}}
+    torch.save(public, tmp_path / "last")
+    loaded = load_model(tmp_path / "last")
+    assert type(loaded) is cls and not loaded.training
+    x = torch.rand(2, nc, 64, 64)
+    torch.testing.assert_close(loaded.encode(x)[0], net.encode(x)[0])
+
+
+def test_the_weights_that_come_with_the_repository_load_and_what_is_none_is_one_line(tmp_path):
+    net = load_model(ROOT / "misc" / "dsprites_B.pt")
+    assert isinstance(net, BetaVAE_B) and net.decode(torch.zeros(1, 10)).shape == (1, 1, 64, 64)
+    for i, weights in enumerate([{"a": torch.zeros(1)}, {"decoder.0.weight": torch.zeros(3)}, {"x": 1}]):
+        torch.save({"iter": 1, "model_states": {"net": weights}}, tmp_path / str(i))
+        with pytest.raises(UserError, match="none of the networks H, B, FC"):
+            load_model(tmp_path / str(i))
+    with pytest.raises(UserError, match="cannot be read"):
+        load_model(tmp_path / "nothing")
 
 
 @pytest.mark.parametrize("cls, nc", [(BetaVAE_B, 1), (BetaVAE_H, 3), (BetaVAE_FC, 1)])

@@ -1,3 +1,5 @@
+"""The losses against torch.distributions and the papers' words, and as functions of each flag."""
+
 import math
 
 import pytest
@@ -5,7 +7,10 @@ import torch
 from torch.distributions import Bernoulli, Normal
 from torch.distributions import kl_divergence as torch_kl
 
-from solver import capacity, kl_divergence, normalised_beta, objective_B, objective_H, reconstruction_loss
+import objectives
+from objectives import capacity, capacity_penalty, kl_divergence, normalised_beta, reconstruction_loss
+from training.checkpoint import read_checkpoint
+from training.log import read_log
 from utils import epoch_order
 
 
@@ -13,8 +18,6 @@ def test_bernoulli_loss_is_the_negative_log_likelihood_in_nats_an_image():
     x, logits = torch.rand(5, 3, 8, 8).round(), torch.randn(5, 3, 8, 8)
     expected = -Bernoulli(logits=logits).log_prob(x).sum() / 5
     torch.testing.assert_close(reconstruction_loss(x, logits, "bernoulli"), expected)
-    half = reconstruction_loss(x, torch.zeros_like(x), "bernoulli")
-    assert half.item() == pytest.approx(3 * 64 * math.log(2), rel=1e-5)
 
 
 def test_gaussian_loss_is_that_of_variance_one_half_without_its_constant():
@@ -39,20 +42,13 @@ def test_kl_is_that_of_torch_distributions():
     assert all(t.abs().max() == 0 for t in kl_divergence(torch.zeros(3, 2), torch.zeros(3, 2)))
 
 
-def test_objectives_are_those_of_the_papers():
-    recon, kld = torch.tensor(100.0), torch.tensor(7.0)
-    assert objective_H(recon, kld, beta=4) == 128
-    assert objective_B(recon, kld, gamma=10, C=5) == 120
-    assert objective_B(recon, kld, gamma=10, C=9) == 120  # KL under C costs as much as over it
-
-
-def test_rounded_bars_are_flat_at_C_and_as_steep_as_the_papers_far_from_it():
+def test_the_smoothed_penalty_is_flat_at_C_and_as_steep_as_the_papers_far_from_it():
     kld = torch.tensor([5.0, 5.001, 4.999, 30.0, 0.0], requires_grad=True)
-    loss = objective_B(torch.tensor(100.0), kld, gamma=10, C=5, delta=0.5)
-    torch.testing.assert_close(loss[0].item(), 100.0)
-    torch.testing.assert_close(loss[3].item(), 100 + 10 * (25 - 0.5), rtol=1e-3, atol=0)
-    (slope,) = torch.autograd.grad(loss.sum(), kld)
-    torch.testing.assert_close(slope, torch.tensor([0, 0.02, -0.02, 10, -10]), rtol=0.01, atol=1e-3)
+    penalty = capacity_penalty(kld, C=5, smoothing=0.5)
+    torch.testing.assert_close(penalty[[0, 3]], torch.tensor([0.0, 24.505]), rtol=1e-4, atol=0)
+    (slope,) = torch.autograd.grad(penalty.sum(), kld)
+    torch.testing.assert_close(slope, torch.tensor([0, 0.002, -0.002, 1, -1]), rtol=0.01, atol=1e-4)
+    assert capacity_penalty(kld, C=5).tolist() == pytest.approx([0, 0.001, 0.001, 25, 5], rel=1e-3)
 
 
 def test_normalised_beta():
@@ -65,6 +61,125 @@ def test_capacity_rises_in_a_straight_line_and_stays():
     assert [capacity(step, 25.0, 100_000) for step in steps] == [0, 0.00025, 12.5, 25, 25, 25]
     assert [capacity(step, 25.0, 100_000, C_start=10.0) for step in steps] == [10, 10.00015, 17.5, 25, 25, 25]
     assert [capacity(step, 5.0, 100_000, C_start=10.0) for step in steps] == [10, 9.99995, 7.5, 5, 5, 5]
+
+
+# The loss of a step as a function of each flag.
+
+
+def step_loss(runs, *flags, step=50):
+    """(loss, what is logged, reconstruction loss and KL by hand) of one training step at fresh weights."""
+    solver = runs.solver("step", "--save_output False --batch_size 4 --C_stop_iter 100", *flags)
+    solver.iter, seen = step, {}
+    terms = solver.step_terms
+
+    def watched(x, x_recon, mu, logvar, z, step):
+        seen.update(x=x, x_recon=x_recon, mu=mu, logvar=logvar, z=z)
+        seen["loss"], seen["terms"] = terms(x, x_recon, mu, logvar, z, step)
+        return seen["loss"], seen["terms"]
+
+    solver.step_terms = watched
+    solver.training_step(solver.data.batch(torch.arange(4) * 100_000))
+    q = Normal(seen["mu"], (seen["logvar"] / 2).exp())
+    kl = torch_kl(q, Normal(0, 1)).sum(dim=1).mean().item()
+    bernoulli = -Bernoulli(logits=seen["x_recon"]).log_prob(seen["x"]).sum().item() / 4
+    gaussian = (torch.sigmoid(seen["x_recon"]) - seen["x"]).square().sum().item() / 4
+    solver.folder.__exit__()
+    return seen["loss"].item(), seen["terms"], {"bernoulli": bernoulli, "gaussian": gaussian}, kl, seen
+
+
+@pytest.mark.parametrize("beta", [1.0, 4.0, 0.0])
+def test_objective_H_is_reconstruction_plus_beta_KL(runs, beta):
+    loss, terms, recon, kl, _ = step_loss(runs, "--objective H --beta", beta)
+    assert loss == pytest.approx(recon["bernoulli"] + beta * kl, rel=1e-5)
+    assert "C" not in terms
+
+
+@pytest.mark.parametrize(
+    "flags, C",
+    [
+        ("--gamma 1000 --C_max 25", 12.5),
+        ("--gamma 10 --C_max 25", 12.5),
+        ("--gamma 10 --C_max 7", 3.5),
+        ("--gamma 10 --C_max 25 --C_start 5", 15),
+        ("--gamma 10 --C_max 25 --C_stop_iter 200", 6.25),
+        ("--gamma 10 --C_max 25 --C_stop_iter 10", 25),
+        ("--gamma 10 --C_max 25 --delta 2", 12.5),
+        ("--gamma 10 --C_max 25 --delta 2 --dist gaussian", 12.5),
+    ],
+)
+def test_objective_B_is_reconstruction_plus_gamma_times_the_penalty_on_KL_minus_C(runs, flags, C):
+    loss, terms, recon, kl, _ = step_loss(runs, flags)
+    gamma = 1000 if "1000" in flags else 10
+    penalty = math.sqrt((kl - C) ** 2 + 4) - 2 if "delta" in flags else abs(kl - C)
+    recon = recon["gaussian" if "gaussian" in flags else "bernoulli"]
+    assert loss == pytest.approx(recon + gamma * penalty, rel=1e-5)
+    assert terms["C"] == C and terms["recon_loss"].item() == pytest.approx(recon, rel=1e-5)
+
+
+def test_a_step_logs_mu_variance_and_KL_each_under_its_name(runs):
+    _, terms, recon, kl, seen = step_loss(runs)
+    torch.testing.assert_close(terms["mu"], seen["mu"].mean(dim=0))
+    torch.testing.assert_close(terms["var"], seen["logvar"].exp().mean(dim=0))
+    torch.testing.assert_close(terms["kld"], kl_divergence(seen["mu"], seen["logvar"])[1])
+    assert terms["total_kld"].item() == pytest.approx(kl, rel=1e-5)
+    assert terms["mean_kld"].item() == pytest.approx(kl / 10, rel=1e-5)
+    assert not torch.equal(seen["z"], seen["mu"])
+
+
+@pytest.mark.parametrize("flag, value", [("lr", 0.25), ("beta1", 0.5), ("beta2", 0.75)])
+def test_the_optimiser_takes_each_of_its_flags(runs, flag, value):
+    group = runs.solver("optim", f"--{flag} {value}").optim.param_groups[0]
+    assert {"lr": group["lr"], "beta1": group["betas"][0], "beta2": group["betas"][1]}[flag] == value
+    assert isinstance(runs.solver("other", "--optimizer adagrad").optim, torch.optim.Adagrad)
+
+
+def test_an_objective_that_is_added_to_the_table_trains_logs_its_terms_and_resumes(runs, monkeypatch):
+    def objective_L2(x, x_recon, mu, logvar, z, step, *, dist, gamma):
+        recon_loss = reconstruction_loss(x, x_recon, dist)
+        norm = z.square().sum(dim=1).mean()
+        return recon_loss + gamma * norm, {"recon_loss": recon_loss, "norm": norm, "z": z.mean(dim=0)}
+
+    monkeypatch.setitem(objectives.OBJECTIVES, "L2", objective_L2)
+    import training.settings
+
+    monkeypatch.setitem(training.settings.FLAGS_OF, "L2", objectives.flags_of(objective_L2))
+    monkeypatch.setitem(training.settings.CHOICES, "objective", list(objectives.OBJECTIVES))
+    runs.run("run", "--objective L2 --gamma 3 --save_output no --max_iter 12")
+    runs.run("run", "--objective L2 --gamma 3 --save_output no --max_iter 20")
+    log = read_log(runs.outputs("run") / "log.csv")
+    assert list(log)[:4] == ["iter", "recon_loss", "norm", "z_0"] and len(log["norm"]) == 4
+    assert "gamma 3.0 (now 4.0)" in runs.refused("run", "--objective L2 --gamma 4")
+
+
+def test_an_unknown_objective_is_an_error_and_not_another_one(runs):
+    solver = runs.solver("run")
+    solver.args.objective = "TC"
+    with pytest.raises(KeyError, match="TC"):
+        solver.build()
+
+
+@pytest.mark.parametrize("new", [True, False])
+def test_a_checkpoint_that_logged_other_terms_goes_on_and_the_log_has_the_new_columns(runs, monkeypatch, new):
+    """new: a term more than in the checkpoint, else one less; the open window starts anew, or goes on."""
+    flags = "--save_output no --gather_step 20"
+    B = objectives.objective_B
+
+    def objective(x, x_recon, mu, logvar, z, step, *, dist, gamma, C_start, C_max, C_stop_iter, delta):
+        loss, terms = B(
+            x, x_recon, mu, logvar, z, step, dist=dist, gamma=gamma, C_start=C_start, C_max=C_max,
+            C_stop_iter=C_stop_iter, delta=delta,
+        )  # fmt: skip
+        return loss, {"extra": loss, **terms} if new else {k: v for k, v in terms.items() if k != "C"}
+
+    runs.run("run", flags, "--max_iter 30")
+    monkeypatch.setitem(objectives.OBJECTIVES, "B", objective)
+    output = runs.run("run", flags, "--max_iter 40").stdout
+    assert ("no extra for the log" in output) == new
+    log = read_log(runs.outputs("run") / "log.csv")
+    assert log["iter"] == [20, 30, 40] and ("extra" in log, "C" in log) == (new, new)
+    if new:
+        assert math.isnan(log["extra"][0]) and log["extra"][2] > 0
+    assert read_checkpoint(runs.checkpoint("run"))["window"]["columns"] == list(log)[1:]
 
 
 def test_each_epoch_is_a_permutation_of_its_own():

@@ -9,7 +9,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from conftest import ROOT
+from helpers import ROOT
 from images import refusal
 from prepare import official_dsprites, sets
 from prepare.sets import find_dsprites
@@ -44,7 +44,9 @@ def test_it_is_packed_once_in_bounded_memory_and_has_a_fingerprint_of_its_own(
         f"official_dsprites.MD5 = {md5!r}; assert main(['dsprites', '--dset_dir', {str(folder)!r}]) == 0\n"
         "print(open('/proc/self/status').read())"
     )
-    output = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    output = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
     assert int(re.search(r"VmHWM:\s*(\d+) kB", output)[1]) * 1024 < 700e6  # most memory it ever had
     found, fingerprint = find_dsprites(folder)
     assert (found == packed).all() and "official" in fingerprint

@@ -13,7 +13,7 @@ from PIL import Image
 
 import dataset
 import main
-from conftest import ROOT
+from helpers import ROOT
 from images import FILES, encoded, grey, photo, prepared, refusal, run, write_folder, write_zip
 from prepare import __main__ as program
 from prepare import arrays, sets

@@ -1,14 +1,15 @@
-"""Checkpoints of a run: written so that one is always whole, and read as if a stranger had made them."""
+"""Checkpoints of a run: one of them is always whole, and reading one runs no code."""
 
 import io
 import os
-import pickle
 import zipfile
 from pathlib import Path
 
 import torch
 
-from utils import UserError, atomic_file
+from utils import UserError, atomic_file, first_line
+
+MARKED_AS_FOLDER = 0x10  # an attribute of members of zip files: torch reads nothing of them, and says nothing
 
 
 class Checkpoints:
@@ -30,16 +31,17 @@ class Checkpoints:
             names += sorted(kept, key=int, reverse=True)
         return [self.folder / name for name in names if (self.folder / name).exists()]
 
-    def forget_after(self, iteration):
-        """Removes previous, and what is kept from later iterations; all of it after 0."""
+    def forget(self, last_own, current):
+        """Removes what is of a replaced run: all but last and iterations up to last_own; last too if none is current."""
         for path in self.paths():
-            if (
-                path.name == "previous"
-                or iteration == 0
-                or path.name != "last"
-                and int(path.name) > iteration
-            ):
+            kept = path.name.isdecimal() and int(path.name) in range(1, last_own + 1)
+            if not (kept or current and path.name in ("last", str(current))):
                 path.unlink()
+
+    def remove_leftovers(self):
+        """Removes what a killed training was writing; only the process that holds the run's lock writes here."""
+        for path in self.folder.glob(".*.tmp"):
+            path.unlink(missing_ok=True)
 
     def save(self, state):
         """Writes state as last; what was last, if whole, becomes previous: one of them is always whole."""
@@ -51,7 +53,7 @@ class Checkpoints:
             path = self.folder / name
             if path.is_dir():
                 os.rename(path, path.with_name(f"{name}.folder"))
-            keep = name == "last" and not damage(path)
+            keep = name == "last" and is_whole(path)
             with atomic_file(path, backup=self.folder / "previous" if keep else None) as file:
                 file.write(buffer.getbuffer())
 
@@ -73,10 +75,7 @@ class Checkpoints:
             raise UserError(
                 f"no checkpoint {name} in {self.folder} (there: {there}), nor a file of that name"
             )
-        try:
-            return read_checkpoint(path)
-        except ValueError as error:
-            raise UserError(f"checkpoint {path} cannot be read: {error}") from None
+        return read_checkpoint(path)
 
     def load_newest(self):
         """The newest checkpoint that can be read; None if there is none of any kind."""
@@ -86,8 +85,8 @@ class Checkpoints:
                 break
             try:
                 newest = path, read_checkpoint(path)
-            except ValueError as error:
-                print(f"checkpoint {path} cannot be read ({error}): taking the newest of the others")
+            except UserError as error:
+                print(f"{error}: taking the newest of the others")
                 continue
             if path.name == "last":
                 return newest[1]
@@ -102,113 +101,69 @@ class Checkpoints:
         return None
 
 
-# the first bytes of what torch.save wrote before 1.6
-OLD_FORMAT = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+def check_members(path):
+    """ValueError if a zip file is not as torch.save writes it, or a checksum is wrong: torch itself does not look."""
+    with zipfile.ZipFile(path) as archive:
+        for info in archive.infolist():
+            if info.compress_type != zipfile.ZIP_STORED or info.external_attr & MARKED_AS_FOLDER:
+                raise ValueError("it is not as torch.save writes it")
+        if member := archive.testzip():
+            raise ValueError(f"checksum of {member} is wrong")
 
 
-FOLDER = 0x10  # an attribute in zip files: of what is marked so, torch reads nothing, and says nothing
-
-
-def damage(path):
-    """What is wrong with the bytes of a checkpoint file, as text; None if it is whole."""
+def is_whole(path):
     try:
-        with zipfile.ZipFile(path) as archive:  # torch itself does not look at the checksums
-            if sum(info.file_size for info in archive.infolist()) > os.path.getsize(path):
-                return "it would unpack to more than the file holds"
-            if any(info.external_attr & FOLDER for info in archive.infolist()):
-                return "a tensor in it is marked as a folder"
-            member = archive.testzip()
-        return f"checksum of {member} is wrong" if member else None
-    except Exception as error:  # a dozen types, for as many kinds of damage
-        return str(error) or type(error).__name__
+        check_members(path)
+    except Exception:  # zipfile has a dozen types, for as many kinds of damage
+        return False
+    return True
 
 
 def read_checkpoint(path):
-    """Loads one checkpoint file; ValueError says what is wrong with it. Never runs code from it.
+    """Reads a checkpoint onto the CPU: a dict of iter, model_states, optim_states and, in this project's own, more.
 
-    Those of 1Konny/Beta-VAE, which hold iter, model_states and optim_states under the same names,
-    may be in torch's format from before zip files; their "arguments" are None.
+    Runs no code from the file. Files of 1Konny/Beta-VAE, which may be in torch's format from before zip files, hold no
+    "arguments": None here. UserError, in one line, if it cannot be read.
     """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"checkpoint {path} cannot be read: it is not a file")
     try:
         with open(path, "rb") as file:
-            before_zip = file.read(len(OLD_FORMAT)) == OLD_FORMAT
-    except OSError as error:
-        raise ValueError(error.strerror) from None
-    if not before_zip and (what := damage(path)):
-        raise ValueError(what)
-    try:
+            before_zip = file.read(2) == b"\x80\x02"  # torch.save before 1.6 wrote pickles
+        if not before_zip:
+            check_members(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            "it holds other things than tensors and plain values, which might run code"
-            if "Weights only" in str(error)
-            else str(error).split("\n")[0]
-        ) from None
-    except Exception as error:
-        raise ValueError(str(error).splitlines()[0] if str(error) else type(error).__name__) from None
-    if not (isinstance(state, dict) and {"iter", "model_states", "optim_states"} <= state.keys()):
-        raise ValueError("it was not written by this program")
-    state = {"arguments": None, **state}
-    check_fields(state)
-    return state
+        if type(state["iter"]) is not int or state["iter"] < 0 or not state["model_states"]["net"]:
+            raise ValueError("its iteration or its network is missing")
+        return {"arguments": None, **state}
+    except Exception as error:  # of zipfile, pickle and torch, for as many kinds of damage
+        what = first_line(error)
+        if "Weights only" in what:
+            what = "it holds other things than tensors and plain values, which might run code"
+        raise UserError(f"checkpoint {path} cannot be read: {what}") from error
 
 
-# What a checkpoint may hold.
+def load_optimizer(optim, saved):
+    """Takes the averages of a saved optimiser; its settings stay those of the flags and of the device here.
 
-
-def whole(value):
-    return type(value) is int and 0 <= value < 2**62
-
-
-def number(value):
-    return type(value) in (int, float)
-
-
-def plain(value):
-    return value is None or number(value) or type(value) in (bool, str)
-
-
-def tensor(value):
-    return isinstance(value, torch.Tensor) and value.layout == torch.strided
-
-
-def table(value, keys, holds):
-    return isinstance(value, dict) and all(type(key) is keys and holds(each) for key, each in value.items())
-
-
-FIELDS = {
-    "iter": whole,
-    "model_states.net": lambda v: table(v, str, tensor),
-    "optim_states.optim.state": lambda v: table(
-        v, int, lambda one: table(one, str, lambda x: tensor(x) or number(x))
-    ),
-    "optim_states.optim.param_groups": lambda v: (
-        isinstance(v, list)
-        and all(
-            isinstance(group, dict)
-            and isinstance(group.get("params"), list)
-            and all(map(plain, group["params"]))
-            for group in v
+    UserError if there are none, ValueError or KeyError if they are of another network or optimiser.
+    """
+    if not saved["param_groups"]:
+        raise UserError(
+            "the checkpoint holds weights without an optimiser: with --train False it can be drawn and scored, "
+            "but not trained on"
         )
-    ),
-    "arguments": lambda v: v is None or table(v, str, plain),
-}
-OWN_FIELDS = {  # in those that this program wrote
-    "generators.noise": lambda v: tensor(v) and v.dtype == torch.uint8,
-    "window.sums": lambda v: tensor(v) and v.dtype == torch.float64,
-    "window.count": whole,
-    "window.last_row": lambda v: v is None or isinstance(v, list) and all(x is None or number(x) for x in v),
-    "device": lambda v: isinstance(v, str),
-}
-
-
-def check_fields(state):
-    """ValueError names the first field that is missing, or not of its type."""
-    for name, holds in {**FIELDS, **(OWN_FIELDS if state["arguments"] is not None else {})}.items():
-        value = state
-        for key in name.split("."):
-            if not (isinstance(value, dict) and key in value):
-                raise ValueError(f"it has no {name}")
-            value = value[key]
-        if not holds(value):
-            raise ValueError(f"its {name} is not what it should be")
+    now = optim.state_dict()["param_groups"]
+    groups = [
+        {**group, "params": before["params"]}
+        for group, before in zip(now, saved["param_groups"], strict=True)
+    ]
+    optim.load_state_dict({"state": saved["state"], "param_groups": groups})
+    averages = ["sum"] if isinstance(optim, torch.optim.Adagrad) else ["exp_avg", "exp_avg_sq"]
+    for p in (p for group in optim.param_groups for p in group["params"]):
+        if (
+            any(optim.state[p][name].shape != p.shape for name in averages)
+            or optim.state[p]["step"].numel() != 1
+        ):
+            raise ValueError("the optimiser's averages are of other shapes")

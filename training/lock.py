@@ -1,59 +1,69 @@
 """A run's folder belongs to one process at a time."""
 
+import errno
 import os
 import socket
-import time
 from pathlib import Path
 
-from utils import UserError
+from filelock import FileLock, Timeout
 
-try:
-    import fcntl
-except ImportError:  # no such locks on Windows: there two runs of a name are not told apart
-    fcntl = None
+from utils import UserError, atomic_file
 
-LOCK = "lock"  # a file in each folder of a run: who trains it, or did last
+LOCK = (
+    "lock"  # the file in each folder of a run that its training holds; who does stands beside it, in lock.pid
+)
+NO_LOCKS = {
+    errno.ENOLCK,
+    errno.ENOSYS,
+    errno.EOPNOTSUPP,
+    errno.EINVAL,
+}  # what file systems say that know none
 
 
-def take_folder(folder):
-    """Takes a run's folder for this process and returns the file that holds it, for as long as it is open.
+def file_lock(folder):
+    """A lock that ends with its process, however that ends. It waits a moment: lock_holder may be looking."""
+    path = Path(folder) / LOCK
+    return FileLock(path, timeout=0.2, poll_interval=0.05, thread_local=False, fallback_to_soft=False)
 
-    UserError says who has it. A POSIX record lock: it ends with its process, however that ends, no child
-    inherits it, and NFS knows it. The process that has it must not open the file again: closing any drops the lock.
+
+def lock_run(folder):
+    """Takes a run's folder for this process; returns the lock, whose release() or end of life lets it go.
+
+    UserError says who has it. Where the file system knows no locks, prints so in a line and returns None.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    file = open(folder / LOCK, "a+")
-    for wait in (0.05, 0.05, None):  # lock_holder may be looking
-        if try_lock(file, exclusive=True):
-            file.truncate(0)
-            file.write(f"pid {os.getpid()} on {socket.gethostname()}")
-            file.flush()
-            return file
-        if wait:
-            time.sleep(wait)
-    raise UserError(
-        f"{folder} is in use: {lock_holder(folder)} is training there; another run needs another --viz_name"
-    )
+    lock = file_lock(folder)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise UserError(
+            f"{folder} is in use: {holder_of(folder)} is training there; another run needs another --viz_name"
+        ) from None
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        print(f"{folder} is on a file system without locks: take care that no other process trains there")
+        return None
+    with atomic_file(folder / f"{LOCK}.pid") as file:
+        file.write(f"pid {os.getpid()} on {socket.gethostname()}".encode())
+    return lock
 
 
 def lock_holder(folder):
-    """Which other process is training in a run's folder, as "pid 123 on host"; None if none is. Changes nothing."""
+    """Which process is training in a run's folder, as "pid 123 on host"; None if none is, or none can be told."""
+    if not (Path(folder) / LOCK).exists():
+        return None
     try:
-        with open(Path(folder) / LOCK) as file:
-            return (
-                None if try_lock(file, exclusive=False) else file.read() or "a process that has just started"
-            )
-    except FileNotFoundError:
+        with file_lock(folder):
+            return None
+    except Timeout:
+        return holder_of(folder)
+    except OSError:
         return None
 
 
-def try_lock(file, exclusive):
-    """Whether a lock can be had; True also where there are none."""
+def holder_of(folder):
     try:
-        if fcntl:
-            fcntl.lockf(file, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):  # EAGAIN or EACCES, by system
-        return False
-    except OSError:  # a file system without locks
-        pass
-    return True
+        return (Path(folder) / f"{LOCK}.pid").read_text()
+    except OSError:
+        return "a process that has just started"

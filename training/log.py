@@ -1,57 +1,116 @@
-"""The log of a run, log.csv: written row by row, and read."""
+"""The log of a run, log.csv: averages over windows of iterations, written row by row, and read."""
 
-import contextlib
 import csv
 import math
 import os
 from pathlib import Path
 
+import torch
 from tqdm import tqdm
 
 from utils import UserError, atomic_file, named
 
 
-class Log:
-    """The curves of a run: a csv file of one row for each window of iterations.
+def column_names(terms):
+    """Columns of a dict of what a step logs: a scalar is one, a vector one for each of its values, name_0, name_1 .."""
+    names = []
+    for name, value in terms.items():
+        vector = isinstance(value, torch.Tensor) and value.dim()
+        names += [f"{name}_{j}" for j in range(len(value))] if vector else [name]
+    return names
 
-    columns: names, the first of which is "iter". A value may be None: it is written as nothing.
-    """
+
+class Window:
+    """The steps since the last row of the log: sums of what they log, on the device, as reading them would wait for it."""
+
+    def __init__(self, terms, device):
+        """terms: what a step logs, a dict of scalars and of vectors (z_dim,)."""
+        self.columns = column_names(terms)
+        self.sums = torch.zeros(len(self.columns), dtype=torch.float64, device=device)
+        self.count, self.last_row = 0, None
+
+    @torch.no_grad()
+    def add(self, terms):
+        like = self.sums.float()
+        values = [v if isinstance(v, torch.Tensor) else like.new_full((), v) for v in terms.values()]
+        self.sums += torch.cat([value.reshape(-1) for value in values])
+        self.count += 1
+
+    def means(self):
+        """{column: average} over the open window, or over the last one if it has just closed; {} before the first step."""
+        row = (self.sums / self.count).tolist() if self.count else self.last_row
+        return dict(zip(self.columns, row or []))
+
+    def text(self):
+        """The averages of what is a scalar, in a line."""
+        means = {name: value for name, value in self.means().items() if not name[-1].isdecimal()}
+        return ", ".join(f"{name} {value:.4g}" for name, value in means.items())
+
+    def close(self, row):
+        """Begins the next window; row: the averages of this one, as the log has them."""
+        self.last_row, self.count = row, 0
+        self.sums.zero_()
+
+    def state_dict(self):
+        return {name: getattr(self, name) for name in ("columns", "sums", "count", "last_row")}
+
+    def load_state_dict(self, saved):
+        """Goes on with the sums of a checkpoint, by the names of its columns; with an empty window where one is missing."""
+        latents = (len(saved["sums"]) - 4) // 3  # of checkpoints without names
+        before = ["recon_loss", "total_kld", "mean_kld", "C"]
+        before += [f"{name}_{j}" for name in ("kld", "mu", "var") for j in range(latents)]
+        before = saved.get("columns", before)
+        if missing := [name for name in self.columns if name not in before]:
+            print(f"the checkpoint has no {missing[0]} for the log: its open row starts anew here")
+            return
+        places = [before.index(name) for name in self.columns]
+        self.sums.copy_(saved["sums"][places])
+        self.count, row = saved["count"], saved["last_row"]
+        self.last_row = row and [row[place] for place in places]
+
+
+class Log:
+    """log.csv: a row for each window of iterations. columns: names, the first of which is "iter"."""
 
     def __init__(self, path, columns):
         self.path, self.columns, self.file = Path(path), columns, None
 
     def open(self, last_iter, keep=False):
-        """Opens the file to append after last_iter: later rows go.
+        """Opens the file to append after last_iter: later rows go. Columns that are new are empty in earlier rows.
 
         keep: leave the whole of it as log.csv.old, unless what is there already is longer.
         """
-        rows, old = [self.columns], self.path.with_name(self.path.name + ".old")
-        if (
-            keep
-            and self.path.exists()
-            and not (old.exists() and old.stat().st_size > self.path.stat().st_size)
-        ):
-            with atomic_file(old) as file:
-                file.write(self.path.read_bytes())
-        if last_iter and self.path.exists():
-            # no table: no rows
-            with open(self.path, newline="", errors="replace") as file, contextlib.suppress(csv.Error):
-                rows += [
-                    row
-                    for row in list(csv.reader(file))[1:]
-                    if len(row) == len(self.columns) and row[0].isdecimal() and int(row[0]) <= last_iter
-                ]
+        rows, old = [], self.path.with_name(f"{self.path.name}.old")
+        header, found = self.read_rows()
+        if last_iter and "iter" in header:
+            rows = [dict(zip(header, row)) for row in found if len(row) == len(header)]
+            rows = [row for row in rows if row["iter"].isdecimal() and int(row["iter"]) <= last_iter]
+            keep = keep or header != self.columns
+        if keep and self.path.exists():
+            if not (old.exists() and old.stat().st_size > self.path.stat().st_size):
+                with atomic_file(old) as file:
+                    file.write(self.path.read_bytes())
+        lines = [self.columns, *([row.get(name, "") for name in self.columns] for row in rows)]
         with atomic_file(self.path) as file:
-            file.write("".join(",".join(row) + "\n" for row in rows).encode())
+            file.write("".join(",".join(line) + "\n" for line in lines).encode())
         self.file = open(self.path, "a+", newline="")
+
+    def read_rows(self):
+        """Header and rows that are there, as texts; none where there is no table."""
+        try:
+            with open(self.path, newline="", errors="replace") as file:
+                header, *rows = csv.reader(file)
+            return header, rows
+        except (FileNotFoundError, ValueError, csv.Error):
+            return [], []
 
     def append(self, iteration, values):
         """Adds a row; returns its values as a reader of the file will see them."""
-        texts = ["" if value is None else f"{value:.6g}" for value in values]
+        texts = [f"{value:.6g}" for value in values]
         with named(self.path):
             self.file.write(",".join([str(iteration), *texts]) + "\n")
             self.file.flush()
-        return [float(text) if text else None for text in texts]
+        return [float(text) for text in texts]
 
     def flush_to_disk(self):
         if not self.path.exists():  # its folder was removed; the open file still has it all
@@ -71,7 +130,7 @@ class Log:
 
 
 def read_log(path):
-    """Reads log.csv as {column: list of floats}; what is empty there is NaN."""
+    """Reads log.csv as {column: list of floats}; what is empty there is NaN. UserError if it is no table of numbers."""
     try:
         with open(path, newline="") as file:
             header, *rows = csv.reader(file)

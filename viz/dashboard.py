@@ -27,7 +27,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from training.log import read_log
-from utils import Parser, UserError, count, exit_status
+from utils import Parser, UserError, count, run_cli
 
 POINTS = 1000  # of a curve, at most
 LINES = 32  # latents in a window, those with the highest KL
@@ -83,6 +83,7 @@ def curves(log):
             name + j: log[column + j]
             for column, name in columns.items()
             for j in (latents if column.endswith("_") else [""])
+            if column + j in log
         }
         if np.isnan(lines.get("C", 0)).all():  # objective H has none
             lines.pop("C", None)
@@ -133,7 +134,7 @@ def summary(folder, name, iteration=None, rate=None):
         minutes = max(end - iteration, 0) / rate / 60
         words["speed"] = f"{rate:.1f} it/s, {minutes // 60:.0f} h {minutes % 60:.0f} min left"
     if row:
-        C = f", C {row['C']:.2f}" * (row["C"] == row["C"])
+        C = f", C {row['C']:.2f}" if row.get("C", math.nan) == row.get("C") else ""
         words["latest"] = f"reconstruction {row['recon_loss']:.1f}, KL {row['total_kld']:.2f}{C} nats"
     if scored := newest(folder, "metrics.json", iteration):
         scores = json.loads((scored / "metrics.json").read_text())
@@ -375,7 +376,7 @@ def main(argv=None):
         board.send(jobs := board.jobs(newest(args.folder, "reconstruction.png")))
         return 1 if jobs else 0
 
-    return exit_status("dashboard.py", "interrupted", run)
+    return run_cli("dashboard.py", "interrupted", run)
 
 
 if __name__ == "__main__":

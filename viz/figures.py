@@ -124,7 +124,7 @@ def curves(log_path, path):
     recon.yaxis.set_major_formatter("{x:.0f}")
     recon.yaxis.set_minor_formatter("{x:.0f}")
     kld.plot(log["iter"], log["total_kld"], color="black", label="total")
-    if any(C == C for C in log["C"]):
+    if any(C == C for C in log.get("C", [])):
         kld.plot(log["iter"], log["C"], color="black", linestyle="--", label="C")
     coloured = [j for j in by_kl(kld_at_end) if kld_at_end[j] > ACTIVE][: len(LINE_COLORS)]
     grey = [j for j in by_kl(kld_at_end) if j not in coloured]
@@ -169,7 +169,7 @@ def capacity(log_path, told, path, iteration):
         )
         for place, j in enumerate(by_kl(kld))
     ]
-    if any(C == C for C in log["C"]):
+    if any(C == C for C in log.get("C", [])):
         lines.append(("C", f"C  {log['C'][-1]:.2f} nats", "black"))
     figure = Figure(figsize=(11, max(5, 0.27 * len(lines) + 1)), layout="constrained")
     axes = figure.subplots()

@@ -187,5 +187,5 @@ def save(path, write, **options):
     """Writes a picture through write(file, format=): a reader of path never sees half of it, and several may write it."""
     buffer = io.BytesIO()
     write(buffer, format=path.suffix[1:], **options)
-    with atomic_file(path, shared=True) as file:
+    with atomic_file(path) as file:
         file.write(buffer.getbuffer())

@@ -1,0 +1,95 @@
+"""The objectives of both papers. All terms are in nats: summed over pixels or latents, averaged over the batch.
+
+An objective is a function of (x, x_recon, mu, logvar, z, step) and, by keyword, of the flags of main.py that it needs:
+    x, x_recon        images in [0, 1] and logits of p(x|z), (B, C, H, W)
+    mu, logvar, z     of q(z|x) and the sample that was decoded, (B, z_dim)
+    step              the iteration, from 1 on
+It returns the loss to minimise, a scalar, and a dict of what the log shows: scalars or one value a latent, (z_dim,). Columns
+of log.csv, averages and checkpoints follow its keys. To add one, write the function and name it in OBJECTIVES.
+"""
+
+import inspect
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+
+
+def reconstruction_loss(x, x_recon, dist):
+    """-E_q[log p(x|z)], up to a constant, from one sample of z; a scalar in nats an image.
+
+    x: images in [0, 1] (B, C, H, W); x_recon: logits of p(x|z), as x.
+    bernoulli: binary cross-entropy of each pixel.
+    gaussian: squared error of the mean sigmoid(x_recon), which is a Gaussian of variance 1/2.
+    """
+    if dist == "bernoulli":
+        loss = F.binary_cross_entropy_with_logits(x_recon, x, reduction="sum")
+    elif dist == "gaussian":
+        loss = F.mse_loss(torch.sigmoid(x_recon), x, reduction="sum")
+    else:
+        raise ValueError(f"distribution {dist!r} is neither bernoulli nor gaussian")
+    return loss / len(x)
+
+
+def kl_divergence(mu, logvar):
+    """KL(q(z|x) || N(0, I)) of diagonal Gaussians (Kingma & Welling, 2014, Appendix B), in nats.
+
+    mu, logvar: (B, z_dim). Returns, averaged over the batch: total over latents (scalar), that of
+    each latent (z_dim,), and their mean (scalar).
+    """
+    per_latent = 0.5 * (mu**2 + logvar.exp() - 1 - logvar).mean(dim=0)  # z_dim
+    return per_latent.sum(), per_latent, per_latent.mean()
+
+
+def capacity(step, C_max, C_stop_iter, C_start=0.0):
+    """C in nats at a step: linear from C_start (0 in the paper) to C_max at C_stop_iter, then C_max (Burgess et al., A.2)."""
+    return C_start + (C_max - C_start) * step / C_stop_iter if step < C_stop_iter else C_max
+
+
+def capacity_penalty(total_kld, C, smoothing=0.0):
+    """|KL - C| of the batch mean, a scalar in nats.
+
+    smoothing: width in nats of a pseudo-Huber around C, |d| -> sqrt(d^2 + smoothing^2) - smoothing; 0 is the paper's.
+    Without it, the slope jumps between -1 and 1 from step to step: noise that fills Adam's second moment and drowns the
+    gradient of the reconstruction in the encoder (misc/capacity.md).
+    """
+    distance = total_kld - C
+    return (distance**2 + smoothing**2).sqrt() - smoothing if smoothing else distance.abs()
+
+
+def normalised_beta(beta, z_dim, pixels):
+    """beta * M / N of M latents and N values of an image (Higgins et al., A.6): comparable between data sets."""
+    return beta * z_dim / pixels
+
+
+def objective_H(x, x_recon, mu, logvar, z, step, *, dist, beta):
+    """Higgins et al. (2017), eq. 4, negated: reconstruction + beta KL."""
+    recon_loss = reconstruction_loss(x, x_recon, dist)
+    total_kld, latent_kld, mean_kld = kl_divergence(mu, logvar)
+    loss = recon_loss + beta * total_kld
+    return loss, {"recon_loss": recon_loss, "total_kld": total_kld, "mean_kld": mean_kld, "kld": latent_kld}
+
+
+def objective_B(x, x_recon, mu, logvar, z, step, *, dist, gamma, C_start, C_max, C_stop_iter, delta):
+    """Burgess et al. (2018), eq. 8, negated: reconstruction + gamma |KL - C|; delta: smoothing of the penalty."""
+    recon_loss = reconstruction_loss(x, x_recon, dist)
+    total_kld, latent_kld, mean_kld = kl_divergence(mu, logvar)
+    C = capacity(step, C_max, C_stop_iter, C_start)
+    loss = recon_loss + gamma * capacity_penalty(total_kld, C, smoothing=delta)
+    terms = {"recon_loss": recon_loss, "total_kld": total_kld, "mean_kld": mean_kld, "C": C}
+    return loss, {**terms, "kld": latent_kld}
+
+
+OBJECTIVES = {"H": objective_H, "B": objective_B}
+
+
+def flags_of(objective):
+    """Names of the flags that an objective takes: its keyword-only parameters."""
+    parameters = inspect.signature(objective).parameters.values()
+    return [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+
+
+def bind(args, dist):
+    """The objective of --objective as a function of a batch alone. dist: p(x|z), "bernoulli" or "gaussian"."""
+    objective, flags = OBJECTIVES[args.objective], {**vars(args), "dist": dist}
+    return partial(objective, **{name: flags[name] for name in flags_of(objective)})
