@@ -26,14 +26,14 @@ class UserError(Exception):
     """Something that the user can put right; it is printed without a traceback."""
 
 
-def printable(text):
-    """Text whose control characters, but for line ends, are written as escapes: names may hold any."""
-    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+def printable(text, keep=""):
+    """Text whose control characters, but for those to keep, are written as escapes: names may hold any."""
+    return "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text)
 
 
 def say(text):
     """Print a line for the user."""
-    print(printable(text), flush=True)
+    print(printable(text, keep="\n"), flush=True)
 
 
 class Parser(argparse.ArgumentParser):
@@ -75,7 +75,7 @@ def run_cli(prog, interrupted, run):
             return run() or 0
     except (UserError, OSError) as error:
         show_traceback(error)
-        print(f"{prog}: {printable(str(error))}", file=sys.stderr)
+        print(f"{prog}: {printable(str(error), keep=chr(10))}", file=sys.stderr)
         return 1
     except (MemoryError, RuntimeError) as error:
         # torch's is a RuntimeError, and on the CPU no kind of its own

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from utils import UserError
+from utils import UserError, named
 
 # Pillow's formats, but for those that run other programs, hold films or are not decoded by Pillow itself.
 FORMATS = "AVIF BMP DIB GIF JPEG JPEG2000 PCX PNG PPM QOI SGI TGA TIFF WEBP".split()
@@ -167,7 +167,8 @@ class Source:
         if not isinstance(archive.fileobj, io.BufferedReader):  # packed: there is no quick way back in it
             unpacked = self.opened.enter_context(tempfile.TemporaryFile(dir=self.scratch))
             archive.fileobj.seek(0)
-            shutil.copyfileobj(archive.fileobj, unpacked, 2**20)
+            with named(self.scratch or tempfile.gettempdir()):
+                shutil.copyfileobj(archive.fileobj, unpacked, 2**20)
             unpacked.seek(0)
             archive = self.opened.enter_context(tarfile.open(fileobj=unpacked))
         while (info := archive.next()) is not None:

@@ -69,7 +69,10 @@ def check_room(path, size, elsewhere):
     except OSError:
         writable = False
     if not writable:
-        raise UserError(f"{path.parent} cannot be written to. To prepare the set elsewhere:\n    {elsewhere}")
+        raise UserError(
+            f"{path.parent} cannot be written to. To prepare the set elsewhere, and use it with --dset_dir OTHER:\n"
+            f"    {elsewhere}"
+        )
     free = shutil.disk_usage(path.parent).free
     if free < size:
-        raise UserError(f"{path} will take {size / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free")
+        raise UserError(f"{path} will take {size / 1e6:,.1f} MB, and {free / 1e6:,.1f} MB are free")

@@ -45,11 +45,14 @@ def decode(data, size, crop=0, channels=3, depth=16):
         box = [scale * edge for edge in (left, top, left + kept[0], top + kept[1])]
         x, y = int(box[0]), int(box[1])
         # Cropped first, or the resize would look around the box.
+        deep_colour = file.mode != "L" and any(";16" in str(tile) for tile in getattr(file, "tile", ()))
         image, bits = eight_bits(file.crop((x, y, math.ceil(box[2]), math.ceil(box[3]))), mode, depth)
+        if deep_colour:  # of which Pillow reads the upper 8 bits
+            bits = bits or 16
         box = (box[0] - x, box[1] - y, box[2] - x, box[3] - y)
         small = image.resize((size, size), Image.Resampling.BILINEAR, box=box)
-        if (turn := orientation(file)) in TURNS:
-            small = small.transpose(Image.Transpose[TURNS[turn]])
+        if turn := turned(file):
+            small = small.transpose(Image.Transpose[turn])
     return np.asarray(small).reshape(size, size, channels).transpose(2, 0, 1), bits
 
 
@@ -70,10 +73,10 @@ def eight_bits(image, mode, depth):
     return image.convert(mode), bits
 
 
-def orientation(image):
-    """How the camera was held, 1 to 8; None if the file does not say, or says it in a way that cannot be read."""
+def turned(image):
+    """How to turn an image as its camera was held; None if not, or if the file says it in a way that cannot be read."""
     try:
-        return image.getexif().get(ORIENTATION)
+        return TURNS.get(image.getexif().get(ORIENTATION))
     except Exception:  # Pillow raises a dozen types for malformed EXIF, and the pixels may be good
         return None
 

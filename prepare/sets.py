@@ -87,9 +87,10 @@ def default_distribution(name):
     return SETS[name].distribution
 
 
-def command(name, dset_dir, flags):
+def command(name, dset_dir, flags="", size=64):
     """What to type to prepare a set."""
-    return f"python -m prepare {name} --dset_dir {shlex.quote(str(dset_dir))} {flags}"
+    size = f" --image_size {size}" if size != 64 else ""
+    return f"python -m prepare {name} --dset_dir {shlex.quote(str(dset_dir))}{size} {flags}".strip()
 
 
 def first_there(name, dset_dir):
@@ -110,8 +111,8 @@ def find_dsprites(dset_dir, npz=None):
     crc32 = read_manifest(path).get("crc32")
     packed = load_array(path, shape, crc32)
     if packed is None and npz:
-        say(f"packing {npz} into {path} (377 MB, some ten seconds)")
         check_room(path, 377e6, command("dsprites", "OTHER", f"--archive {shlex.quote(str(npz))}"))
+        say(f"packing {npz} into {path} (377 MB, some ten seconds)")
         crc32 = official_dsprites.pack(npz, path, command("dsprites", dset_dir, "--download"))
         write_manifest(path, {"source": str(npz), "crc32": crc32})
         packed = load_array(path, shape, crc32)
@@ -124,10 +125,9 @@ def draw_dsprites(dset_dir, shape):
     path = Path(dset_dir) / "dsprites_64x64_packed.npy"
     packed = load_array(path, shape, dsprites.CRC32)
     if packed is None:
-        say(
-            f"{f'{path} is damaged: ' if path.exists() else ''}drawing dSprites into {path} (377 MB, a few seconds)"
-        )
-        check_room(path, 377e6, command("dsprites", "OTHER", "").strip())
+        check_room(path, 377e6, command("dsprites", "OTHER"))
+        damaged = f"{path} is damaged: " if path.exists() else ""
+        say(f"{damaged}drawing dSprites into {path} (377 MB, a few seconds)")
         with atomic_file(path) as file:
             write_header(file, shape)
             file.write(dsprites.render())
@@ -171,7 +171,7 @@ def find_images(
         found = found or first_there(name, dset_dir)
         if found is None:
             gone = f"{fault}, and its images are gone: " if fault else ""
-            raise UserError(gone + how_to_get(name, dset_dir))
+            raise UserError(gone + how_to_get(name, dset_dir, size))
         if fault:
             say(f"{fault}: making it again")
         manifest = make_images(name, path, found, size, crop, channels, workers, leave_out)
@@ -201,7 +201,7 @@ def what_changed(manifest, before, found, crop, channels, leave_out):
 
 def make_images(name, path, found, size, crop, channels, workers, leave_out):
     """Prepare the images of found, a folder or archive, in path, with a manifest beside it, which is returned."""
-    elsewhere = command(name, "OTHER", f"--archive {shlex.quote(str(found))}")
+    elsewhere = command(name, "OTHER", f"--archive {shlex.quote(str(found))}", size)
     check_room(path, 0, elsewhere)
     with Source(found, leave_out, scratch=path.parent) as source:
         if not source.images:
@@ -225,7 +225,7 @@ def make_images(name, path, found, size, crop, channels, workers, leave_out):
     if source.skipped:
         say(f"skipped {source.skipped}")
     if depth:
-        say(f"of the 16 bits of 16-bit images {depth} are in use: their upper 8 are kept")
+        say(f"16-bit images: of the {depth} bits in use the upper 8 are kept")
     if count < SETS[name].images:
         say(f"the official set has {SETS[name].images:,} images, this one {count:,}")
     return manifest
@@ -238,13 +238,15 @@ def describe(manifest):
     return f"{manifest['count']:,} images, {kind}, {crop}, checksum {manifest['crc32']:08x}"
 
 
-def how_to_get(name, dset_dir):
+def how_to_get(name, dset_dir, size):
     """What to type when there are no images."""
     spec = SETS[name]
     if name == "folder":
         return f"no folder {dset_dir}"
-    download = f"To get it ({spec.room}):\n    {command(name, dset_dir, '--download')}\n" if spec.url else ""
+    download = (
+        f"To get it ({spec.room}):\n    {command(name, dset_dir, '--download', size)}\n" if spec.url else ""
+    )
     return (
         f"no {spec.title} in {dset_dir}, looked for {', '.join(spec.places)}. {download}"
-        f"From an archive or a folder that you have:\n    {command(name, dset_dir, '--archive FILE')}"
+        f"From an archive or a folder that you have:\n    {command(name, dset_dir, '--archive FILE', size)}"
     )

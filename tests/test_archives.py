@@ -171,7 +171,7 @@ def test_images_that_use_some_of_16_bits_keep_their_upper_8_as_a_set(tmp_path, b
     assert (images[1, 0] == expected // 16).all()  # it was darker, and is
     assert (images[2, 0] == 77).all()
     top = int(ramp.max()).bit_length()
-    assert f"of the 16 bits of 16-bit images {top} are in use" in capsys.readouterr().out
+    assert f"of the {top} bits in use the upper 8" in capsys.readouterr().out
 
 
 def oriented(value):
