@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 from evaluation.metrics import LEVELS
+from model import MODELS
 from solver import Solver
 from training.settings import CHOICES, RULES, broken_rule
 from utils import Parser, boolean, count, run_cli
@@ -79,8 +80,8 @@ def add_folder_flags(parser):
     add("--dataset", type=str.lower, choices=CHOICES["dataset"], default="dsprites",
         help="data set, in any case; folder: the images in dset_dir and below")
     add("--dset_dir", default="data", help="folder of the data sets; of the images, for --dataset folder")
-    add("--image_size", type=count, default=64, help="side of an image in pixels; both papers' networks take 64")
-    add("--num_workers", type=count, default=2, help="processes that prepare images; training itself uses none")
+    add("--image_size", type=count, help="side of an image in pixels; without: the network's, 64 in both papers")
+    add("--num_workers", type=count, default=2, help="threads that prepare images; training itself uses none")
 
     add = parser.add_argument_group("pictures and dashboard").add_argument
     add("--save_output", type=boolean, default=True, help="write pictures; False: only log, checkpoints and scores")
@@ -138,6 +139,12 @@ def parse(argv=None, parser=None):
     args = parser.parse_args(argv)
     if broken := broken_rule(vars(args), (*RULES, *NAMES)):
         parser.error(f"--{broken[0]} must be {broken[1]}, not {getattr(args, broken[0])!r}")
+    size = MODELS[args.model].image_size
+    if args.image_size not in (None, size):
+        parser.error(
+            f"--model {args.model} takes images of {size}x{size} pixels: --image_size must be {size}"
+        )
+    args.image_size = size
     if not (args.train or args.save_output) and args.metrics == "none":
         parser.error("--train False with --save_output False and --metrics none leaves nothing to do")
     if not args.train and args.ckpt_name == "none":

@@ -49,6 +49,8 @@ def reparameterise(mu, logvar, generator=None):
 class BetaVAE(nn.Module):
     """What all models share; subclasses build self.encoder and self.decoder."""
 
+    image_size = 64  # side in pixels of the images that the network takes
+
     def encode(self, x):
         """x (B, nc, 64, 64) in [0, 1] -> mu, logvar, each (B, z_dim) and float32, of q(z|x)."""
         mu, logvar = self.encoder(x).float().chunk(2, dim=1)

@@ -55,6 +55,7 @@ class Solver:
     def open(self):
         """Reads the checkpoint and the images, and builds what is trained."""
         args, state = self.args, self.folder.load()
+        args.image_size = MODELS[args.model].image_size
         self.data = return_data(args, self.device)
         self.distribution = args.dist or self.data.distribution
         keep_freed_memory()  # after the data set, which may have been made with much more
@@ -180,7 +181,7 @@ class Solver:
         """Chooses, from the seed, what the pictures of all iterations show."""
         generator = torch.Generator().manual_seed(stream_seed(self.args.seed, "pictures"))
         indices = torch.randint(len(self.data), (21,), generator=generator)
-        self.seed_images = {**self.data.fixed_images, "image": int(indices[0])}
+        self.seed_images = {**self.data.seed_images, "image": int(indices[0])}
         self.reconstructed = indices[1:]
         self.seed_z = torch.randn(self.args.z_dim, generator=generator)
 
@@ -310,7 +311,7 @@ class Solver:
                 "epoch": self.iter // self.order.batches,
                 "position": self.iter % self.order.batches,
                 "window": self.window.state_dict(),
-                "data": self.data.identity,
+                "data": self.data.fingerprint,
                 "arguments": vars(self.args),
                 **machine(self.device, self.args.precision),
             }
@@ -320,7 +321,7 @@ class Solver:
     def load(self, state):
         """Takes up a run where state left it: on the CPU, to the bit. UserError, in one line, if it does not fit."""
         args = self.args
-        self.folder.check_data(state.get("data"), self.data.identity)
+        self.folder.check_data(state.get("data"), self.data.fingerprint)
         try:
             self.net.load_state_dict(state["model_states"]["net"])
             if args.train:  # weights without an optimiser can be looked at

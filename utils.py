@@ -26,6 +26,16 @@ class UserError(Exception):
     """Something that the user can put right; it is printed without a traceback."""
 
 
+def printable(text, keep=""):
+    """Text whose control characters, but for those to keep, are written as escapes: names may hold any."""
+    return "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text)
+
+
+def say(text):
+    """Print a line for the user."""
+    print(printable(text, keep="\n"), flush=True)
+
+
 class Parser(argparse.ArgumentParser):
     """Reports a bad flag in one line."""
 
@@ -36,8 +46,7 @@ class Parser(argparse.ArgumentParser):
         return super().parse_known_args(args, namespace)
 
     def error(self, message):
-        message = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
-        self.exit(2, f"{self.prog}: {message}\n")
+        self.exit(2, f"{self.prog}: {printable(message)}\n")
 
 
 def show_traceback(error):
@@ -66,7 +75,7 @@ def run_cli(prog, interrupted, run):
             return run() or 0
     except (UserError, OSError) as error:
         show_traceback(error)
-        print(f"{prog}: {error}", file=sys.stderr)
+        print(f"{prog}: {printable(str(error), keep=chr(10))}", file=sys.stderr)
         return 1
     except (MemoryError, RuntimeError) as error:
         # torch's is a RuntimeError, and on the CPU no kind of its own
@@ -232,11 +241,6 @@ def progress(iterable=None, delay=2, leave=False, **options):
     """tqdm that shows nothing of what is over in delay seconds; in a file it writes a line each 30 s."""
     interval = 0.1 if sys.stderr.isatty() else 30
     return tqdm(iterable, delay=delay, leave=leave, mininterval=interval, dynamic_ncols=True, **options)
-
-
-def is_web_page(start):
-    """Whether the first bytes of what should be data are those of a page, as servers send when a quota is used up."""
-    return start.lstrip().lower().startswith((b"<!doctype html", b"<html"))
 
 
 @contextlib.contextmanager

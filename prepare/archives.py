@@ -1,222 +1,207 @@
-"""Where images are: in a folder, a zip or a tar. They are read in place, nothing is unpacked to disk.
+"""Lists and reads the images of a folder, a zip or a tar.
 
-What is read may come from anywhere: members count only if they are regular files with the name of an
-image, sizes have a limit, and a header is believed only after it was checked.
+Archives are read in place, and no name in them is ever used as a path. Their content may come from anywhere: only
+regular members of a bounded size count, and everything left out is counted and named.
 """
 
-import bz2
-import gzip
+import contextlib
+import functools
 import hashlib
-import lzma
+import io
 import os
+import re
+import shutil
 import stat
-import struct
 import tarfile
+import tempfile
+import threading
 import zipfile
-import zlib
 from pathlib import Path
-from typing import NamedTuple
 
-from utils import UserError, is_web_page
+from PIL import Image
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm"}
-MAX_BYTES = 2**26  # of one image: 64 MB
-PACKERS = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}  # by their first bytes
+from utils import UserError, named
+
+# Pillow's formats, but for those that run other programs, hold films or are not decoded by Pillow itself.
+FORMATS = "AVIF BMP DIB GIF JPEG JPEG2000 PCX PNG PPM QOI SGI TGA TIFF WEBP".split()
+MOST_BYTES = 2**29  # of one image file
+HIDDEN = ("__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN")  # beside names that start with a dot
+PREPARED = re.compile(
+    r"\w+_\d+x\d+(_packed)?\.(npy|json)"
+)  # what this program writes into a folder of images
 
 
-class Member(NamedTuple):
-    """One image of a source."""
-
-    name: str  # parts separated by /
-    offset: int  # of its bytes; in a zip, of its header; in a packed tar, counted after unpacking
-    size: int  # bytes as they are stored
-    method: int = 0  # of compression, in a zip
-    unpacked: int = 0  # bytes, in a zip
-    crc32: int = 0  # in a zip
-    changed: int = 0  # when, of a file in a folder, ns
+@functools.cache
+def readable():
+    """Formats that this Pillow reads, and the suffixes of their files."""
+    Image.init()
+    formats = [name for name in FORMATS if name in Image.OPEN]
+    return formats, {suffix for suffix, name in Image.registered_extensions().items() if name in formats}
 
 
 class Skipped(dict):
-    """What was left out: {reason: [how often, name of the first]}."""
+    """What was left out, {reason: [count, first name]}."""
 
-    def add(self, reason, name, times=1):
-        self.setdefault(reason, [0, name])[0] += times
+    def add(self, reason, name):
+        self.setdefault(reason, [0, name])[0] += 1
 
     def __str__(self):
-        return "; ".join(f"{times:,} {reason} (first: {name!r})" for reason, (times, name) in self.items())
+        return "; ".join(f"{count:,} {reason} (first: {name!r})" for reason, (count, name) in self.items())
 
 
 class Source:
-    """A folder or archive: path, kind ("folder", "zip", "tar" or "packed tar"), its images, sorted by name
-    (members), and what was left out (skipped)."""
+    """The images of a folder, zip or tar, to be closed after use.
 
-    def __init__(self, path):
-        self.path, self.skipped, self.unpack = Path(path), Skipped(), None
+    images: {name: read}, sorted by name; read() returns the bytes of the file, in any thread.
+    skipped: what was left out. stamp: changes when the folder or archive does.
+
+    path: folder or archive. leave_out: folders below it that hold no images, such as the pictures of runs.
+    scratch: folder for what a packed tar unpacks to, a file without a name that is gone with the process.
+    """
+
+    def __init__(self, path, leave_out=(), scratch=None):
+        self.path, self.scratch, self.skipped = Path(path), scratch, Skipped()
+        self.leave_out = {os.path.realpath(folder) for folder in leave_out}
+        self.opened, self.lock, images = contextlib.ExitStack(), threading.Lock(), {}
         try:
-            self.kind = self.find_kind()
-            listing = {"folder": self.list_folder, "zip": self.list_zip}.get(self.kind, self.list_tar)
-            members = {}
-            for member in listing():
-                if self.acceptable(member):
-                    members[member.name] = member  # a later one of the same name replaces it, as in unpacking
-        except Exception as error:  # a dozen types, for as many kinds of damage
+            for name, size, read in self.list_members():
+                if self.acceptable(name, size):
+                    images[name] = read  # a later member replaces one of the same name, as in unpacking
+        except Exception as error:
+            self.opened.close()
             if isinstance(error, UserError) or isinstance(error, OSError) and error.errno:
                 raise
-            raise UserError(
-                f"{path} cannot be read, it may be cut short: {error or type(error).__name__}"
-            ) from None
-        self.members = [members[name] for name in sorted(members)]
+            why = str(error).split("\n")[0] or type(error).__name__
+            raise UserError(f"{path} cannot be read, it may be cut short: get it again ({why})") from None
+        self.images = dict(sorted(images.items()))
 
-    def find_kind(self):
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.opened.close()
+
+    def list_members(self):
+        """Yields name, size in bytes and read of each regular file."""
         if self.path.is_dir():
-            return "folder"
-        with open(self.path, "rb") as file:
-            start = file.read(512)
-        if start[257:262] == b"ustar":
-            return "tar"
+            return self.list_folder()
+        self.stamp = file_stamp(self.path)
+        if tarfile.is_tarfile(self.path):
+            return self.list_tar()
         if zipfile.is_zipfile(self.path):
-            return "zip"
-        for magic, opener in PACKERS.items():
-            if start.startswith(magic):
-                self.unpack = opener
-                return "packed tar"
-        if is_web_page(start):
-            raise UserError(
-                f"{self.path} is a web page, not an archive: the server may have had a quota; get it again"
-            )
-        raise UserError(f"{self.path} is neither a folder nor a zip or tar, or its end is missing")
+            return self.list_zip()
+        raise UserError(f"{self.path} is no folder, zip or tar, or its end is missing: get it again")
 
-    def acceptable(self, member):
-        """Whether to read a member, by its name and size."""
-        parts = member.name.split("/")
-        if os.path.splitext(parts[-1])[1].lower() not in SUFFIXES:
-            return False
-        if ".." in parts or parts[0] == "" or "\\" in member.name:
-            self.skipped.add("with a name that leads out of the archive", member.name)
-        elif parts[-1].startswith(".") or "__MACOSX" in parts:
-            self.skipped.add("hidden", member.name)
-        elif max(member.size, member.unpacked) > MAX_BYTES:
-            self.skipped.add(f"larger than {MAX_BYTES:,} bytes", member.name)
+    def acceptable(self, name, size):
+        """Whether to read a file, by its name and size."""
+        parts = name.split("/")
+        known = os.path.splitext(name)[1].lower() in readable()[1]
+        if ".." in parts or parts[0] == "" or "\\" in name and self.path.is_file():
+            self.skipped.add("with a name that leads out of the archive", name)
+        elif any(part in HIDDEN or part.startswith(".") and part != "." for part in parts):
+            if known:
+                self.skipped.add("hidden", name)
+        elif not known:
+            self.skipped.add("of a kind that is not read", name)
+        elif size > MOST_BYTES:
+            self.skipped.add(f"larger than {MOST_BYTES:,} bytes", name)
         else:
             return True
         return False
 
     def list_folder(self):
-        """Yields the files in a folder and below; links to folders are not followed."""
-        for folder, _, names in os.walk(self.path, onerror=raise_error):
-            prefix = Path(folder).relative_to(self.path).as_posix() + "/"
-            for name in names:
-                if os.path.splitext(name)[1].lower() in SUFFIXES:
-                    try:
-                        status = os.stat(os.path.join(folder, name))
-                    except OSError as error:
-                        self.skipped.add(f"not there ({error.strerror})", prefix + name)
-                        continue
-                    if stat.S_ISREG(status.st_mode):
-                        yield Member(
-                            (prefix + name).removeprefix("./"), 0, status.st_size, changed=status.st_mtime_ns
-                        )
-                    else:
-                        self.skipped.add("not regular files", prefix + name)
+        """Files in the folder and below; links are followed, but not to what was read already or lies above."""
+        seen = {identity(folder) for folder in self.path.resolve().parents}
+        digest = hashlib.sha256()
+        for folder, folders, names in os.walk(self.path, onerror=self.cannot_list, followlinks=True):
+            if self.is_of_runs(folder, names) or identity(folder) in seen:
+                folders.clear()
+                continue
+            seen.add(identity(folder))
+            folders.sort()
+            for name in sorted(names):
+                path = Path(folder, name)
+                relative = path.relative_to(self.path).as_posix()
+                if PREPARED.fullmatch(relative):
+                    continue
+                try:
+                    status = path.stat()
+                except OSError as error:
+                    self.skipped.add(f"not there ({error.strerror})", relative)
+                    continue
+                if not stat.S_ISREG(status.st_mode):
+                    self.skipped.add("not regular files", relative)
+                    continue
+                digest.update(repr((relative, status.st_size, status.st_mtime_ns)).encode())
+                yield relative, status.st_size, path.read_bytes
+        self.stamp = digest.hexdigest()
+
+    def is_of_runs(self, folder, names):
+        """Whether a folder below the source holds what training wrote."""
+        below = Path(folder) != self.path
+        if below and ("args.json" in names or os.path.realpath(folder) in self.leave_out):
+            self.skipped.add("folders of runs", Path(folder).relative_to(self.path).as_posix())
+            return True
+        return False
+
+    def cannot_list(self, error):
+        self.skipped.add(f"folders that cannot be listed ({error.strerror})", error.filename)
 
     def list_zip(self):
-        with zipfile.ZipFile(self.path) as archive:
-            for info in archive.infolist():
-                kind = stat.S_IFMT(info.external_attr >> 16)  # 0 where the writer knew no kinds
-                if info.is_dir():
-                    continue
-                if kind not in (0, stat.S_IFREG):
-                    self.skipped.add("not regular files", info.filename)
-                elif info.flag_bits & 1:
-                    self.skipped.add("encrypted", info.filename)
-                elif info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                    self.skipped.add("in a kind of compression that is not read", info.filename)
-                else:
-                    yield Member(
-                        info.filename,
-                        info.header_offset,
-                        info.compress_size,
-                        info.compress_type,
-                        info.file_size,
-                        info.CRC,
-                    )
+        archive = self.opened.enter_context(zipfile.ZipFile(self.path))
+        for info in archive.infolist():
+            kind = stat.S_IFMT(info.external_attr >> 16)  # 0 if the writer knew no kinds
+            if info.is_dir():
+                continue
+            if kind not in (0, stat.S_IFREG):
+                self.skipped.add("not regular files", info.filename)
+            elif info.flag_bits & 1:
+                self.skipped.add("encrypted", info.filename)
+            elif info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                self.skipped.add("of a compression that is not read", info.filename)
+            else:
+                yield info.filename.removeprefix("./"), info.file_size, functools.partial(archive.read, info)
 
     def list_tar(self):
-        with self.open() as file:
-            bounded = Bounded(file)
-            archive = tarfile.open(fileobj=bounded, mode="r:")
-            while (info := archive.next()) is not None:
-                archive.members.clear()  # it would keep them all
-                if info.isreg() and info.sparse is None:
-                    yield Member(info.name.removeprefix("./"), info.offset_data, info.size)
-                elif not info.isdir():
-                    self.skipped.add("not regular files", info.name)
-            if bounded.last != bytes(512):  # tarfile takes a header that is cut short for the end
-                raise UserError(f"{self.path} is cut short: get it again")
+        archive = self.opened.enter_context(tarfile.open(self.path))
+        if not isinstance(archive.fileobj, io.BufferedReader):  # packed: there is no quick way back in it
+            unpacked = self.opened.enter_context(tempfile.TemporaryFile(dir=self.scratch))
+            archive.fileobj.seek(0)
+            with named(self.scratch or tempfile.gettempdir()):
+                shutil.copyfileobj(archive.fileobj, unpacked, 2**20)
+            unpacked.seek(0)
+            archive = self.opened.enter_context(tarfile.open(fileobj=unpacked))
+        while (info := archive.next()) is not None:
+            archive.members.clear()  # it would keep them all
+            if info.isreg():
+                read = functools.partial(self.read_tar, archive, info)
+                yield info.name.removeprefix("./"), info.size, read
+            elif not info.isdir():
+                self.skipped.add("not regular files", info.name)
+        archive.fileobj.seek(archive.offset)
+        if archive.fileobj.read(512) != bytes(512):  # tarfile takes a damaged header for the end
+            raise ValueError("no end mark")
 
-    def open(self):
-        """Opens an archive file, in a packed tar at the unpacked bytes."""
-        return (self.unpack or open)(self.path, "rb")
-
-    def stamp(self):
-        """What changes when the source does: the size of an archive; of a folder's files a checksum of names, sizes and times."""
-        if self.kind != "folder":
-            return self.path.stat().st_size
-        return hashlib.sha256(repr([(m.name, m.size, m.changed) for m in self.members]).encode()).hexdigest()
-
-    def checksum(self):
-        """sha256 of the list of images, which also gives the order of the rows."""
-        digest = hashlib.sha256()
-        for member in self.members:
-            digest.update(member.name.encode(errors="surrogateescape") + b"\0")
-        return digest.hexdigest()
+    def read_tar(self, archive, info):
+        with self.lock, archive.extractfile(info) as file:
+            return file.read()
 
 
-class Bounded:
-    """A file for tarfile, which would believe a header that claims to be gigabytes long."""
-
-    def __init__(self, file):
-        self.file, self.seek, self.tell = file, file.seek, file.tell
-
-    def read(self, size):
-        if size > 2**20:
-            raise ValueError("a header of more than 1 MB")
-        self.last = self.file.read(size)
-        return self.last
+def stamp(path, leave_out=()):
+    """What changes when a folder or archive of images does, as JSON can hold it."""
+    if not os.path.isdir(path):
+        return file_stamp(path)
+    with Source(path, leave_out) as source:
+        return source.stamp
 
 
-def raise_error(error):
-    raise error
+def file_stamp(path):
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode):
+        raise UserError(f"{path} is neither a folder nor a file")
+    return [status.st_size, status.st_mtime_ns]
 
 
-def read_member(path, kind, member):
-    """The bytes of an image in a folder, zip or tar; ValueError or OSError if they are not whole."""
-    if kind == "folder":
-        with open(path / member.name, "rb") as file:
-            return file.read(MAX_BYTES)
-    with open(path, "rb") as file:
-        file.seek(member.offset)
-        if kind == "zip":
-            return unzip(file, member)
-        return read_exactly(file, member.size)
-
-
-def read_exactly(file, size):
-    data = file.read(size)
-    if len(data) != size:
-        raise ValueError("cut short")
-    return data
-
-
-def unzip(file, member):
-    """A member of a zip whose header is next in file. zipfile itself would need its list of all in each process."""
-    header = struct.unpack("<4s5H3L2H", read_exactly(file, 30))
-    if header[0] != b"PK\x03\x04":
-        raise ValueError("no zip header where it should be")
-    file.seek(header[-2] + header[-1], os.SEEK_CUR)  # name and extra field
-    data = read_exactly(file, member.size)
-    if member.method == zipfile.ZIP_DEFLATED:
-        data = zlib.decompressobj(-15).decompress(data, member.unpacked + 1)
-    if len(data) != member.unpacked or zlib.crc32(data) != member.crc32:
-        raise ValueError("wrong checksum in the zip")
-    return data
+def identity(folder):
+    status = os.stat(folder)
+    return status.st_dev, status.st_ino

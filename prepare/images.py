@@ -1,296 +1,175 @@
-"""Turns a folder or archive of images into one array on disk, uint8 (N, C, 64, 64), with a manifest.
-
-Images are decoded in processes of their own; whatever the size of the set, little of it is in memory.
-"""
+"""Turns the images of a folder or archive into one array on disk, uint8 (N, C, size, size)."""
 
 import contextlib
 import io
-import json
 import math
-import multiprocessing.connection
-import os
-import shutil
-import signal
-import sys
-import threading
 import warnings
+import zipfile
+import zlib
 from collections import deque
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from pathlib import Path
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
-from prepare.archives import Source, read_exactly, read_member
+from prepare.archives import readable
+from prepare.arrays import file_crc32, write_header
 from utils import UserError, atomic_file, progress
 
-VERSION = 1  # of the cache; one of another version is made anew
-SIDE = 64  # pixels
-FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
-MAX_PIXELS = 2**24  # of one image: it takes 64 MB and more when decoded
-CHUNK = 32  # images a task of a process
-INTERPOLATION = "bilinear, antialiased; JPEGs decoded at 1/2, 1/4 or 1/8 where that leaves enough pixels"
+MOST_PIXELS = 2**27  # decoded of one image: 512 MB in colour
+ORIENTATION = 0x0112  # tag of EXIF
+TURNS = dict(enumerate(("FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE", "ROTATE_270",
+                        "TRANSVERSE", "ROTATE_90"), start=2))  # fmt: skip
 
 
-# One image.
+def decode(data, size, crop=0, channels=3, depth=16):
+    """Decode the bytes of an image file; an exception says what is wrong with them.
 
+    size: side of the result, pixels. crop: side of the centre square that is kept, pixels; 0: the whole frame.
+    depth: bits in use of images that store 16. Of an animation the first frame counts.
 
-def decode(data, crop, channels):
-    """Decodes the bytes of an image file; an exception says what is wrong with them.
-
-    crop: side of the centre square that is kept, in pixels; 0: the whole frame.
-    Returns uint8 (channels, 64, 64). Of an animation the first frame counts.
+    Returns uint8 (channels, size, size), and the bits that this image uses if it stores 16, else None.
     """
     mode = "L" if channels == 1 else "RGB"
-    with (
-        warnings.catch_warnings(action="error", category=Image.DecompressionBombWarning),
-        Image.open(io.BytesIO(data), formats=FORMATS) as image,
-    ):
-        width, height = image.size
-        if width * height > MAX_PIXELS:
-            raise ValueError(f"more than {MAX_PIXELS:,} pixels")
+    with Image.open(io.BytesIO(data), formats=readable()[0]) as file:
+        width, height = file.size
         if crop > min(width, height):
             raise ValueError(f"smaller than the crop of {crop} pixels")
-        exif = image.info.get("exif", b"")
         kept = (crop, crop) if crop else (width, height)
         left, top = (width - kept[0]) // 2, (height - kept[1]) // 2
-        # A JPEG comes out smaller, at a fraction of the time, but with no fewer than 64 pixels in what is kept.
-        drafted = image.draft(mode, (-(-SIDE * width // kept[0]), -(-SIDE * height // kept[1])))
+        # A JPEG is decoded at 1/2, 1/4 or 1/8, at a fraction of the time, if that leaves size pixels in what is kept.
+        drafted = file.draft(mode, (-(-size * width // kept[0]), -(-size * height // kept[1])))
         scale = drafted[1][2] / width if drafted else 1
+        if file.size[0] * file.size[1] > MOST_PIXELS:
+            raise ValueError(f"more than {MOST_PIXELS:,} pixels to decode")
         box = [scale * edge for edge in (left, top, left + kept[0], top + kept[1])]
         x, y = int(box[0]), int(box[1])
-        # or the resize would look around the box
-        image = image.crop((x, y, math.ceil(box[2]), math.ceil(box[3])))
-        small = eight_bits(image, mode).resize(
-            (SIDE, SIDE), Image.Resampling.BILINEAR, box=(box[0] - x, box[1] - y, box[2] - x, box[3] - y)
-        )
-        small.info["exif"] = exif
-        small = ImageOps.exif_transpose(small)  # as cameras held upright mean it; a square stays one
-    return np.asarray(small).reshape(SIDE, SIDE, channels).transpose(2, 0, 1)
+        # Cropped first, or the resize would look around the box.
+        deep_colour = file.mode != "L" and any(";16" in str(tile) for tile in getattr(file, "tile", ()))
+        image, bits = eight_bits(file.crop((x, y, math.ceil(box[2]), math.ceil(box[3]))), mode, depth)
+        if deep_colour:  # of which Pillow reads the upper 8 bits
+            bits = bits or 16
+        box = (box[0] - x, box[1] - y, box[2] - x, box[3] - y)
+        small = image.resize((size, size), Image.Resampling.BILINEAR, box=box)
+        if turn := turned(file):
+            small = small.transpose(Image.Transpose[turn])
+    return np.asarray(small).reshape(size, size, channels).transpose(2, 0, 1), bits
 
 
-def eight_bits(image, mode):
-    """An image in mode L or RGB: of 16 bits the upper 8, on white where it is transparent."""
+def eight_bits(image, mode, depth):
+    """An image in mode L or RGB, on white where it is transparent, and the bits it uses if it stores 16."""
+    bits = None
     if image.mode == "F":
         raise ValueError("floating-point pixels")
     if image.mode.startswith("I"):  # convert() would clip
         values = np.asarray(image)
         if values.min() < 0 or values.max() > 65535:
             raise ValueError("pixels of more than 16 bits")
-        image = Image.fromarray((values >> 8).astype(np.uint8))
+        bits = max(8, int(values.max()).bit_length())
+        image = Image.fromarray((values >> (depth - 8)).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert(mode)
+    return image.convert(mode), bits
 
 
-# What runs in the processes.
-
-
-def start_process():
-    """Leaves Ctrl-C to the parent, and ends with it, however it ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    threading.Thread(target=end_with_parent, daemon=True).start()
-
-
-def end_with_parent():
-    multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
-    os._exit(1)
-
-
-def decode_all(path, kind, crop, channels, chunk):
-    """Decodes a chunk: rows, and for each a Member to read from path, or its name and bytes.
-
-    Returns the rows; their images, uint8 (len(chunk), channels, 64, 64); and {row: (name, error)}.
-    """
-    images, errors = np.zeros((len(chunk), channels, SIDE, SIDE), np.uint8), {}
-    for i, (row, member, data) in enumerate(chunk):
-        try:
-            if data is None:
-                data = read_member(path, kind, member)
-            images[i] = decode(data, crop, channels)
-        except Exception as error:  # decoders raise a dozen types
-            errors[row] = member.name, reason(error)
-    return [row for row, _, _ in chunk], images, errors
+def turned(image):
+    """How to turn an image as its camera was held; None if not, or if the file says it in a way that cannot be read."""
+    try:
+        return TURNS.get(image.getexif().get(ORIENTATION))
+    except Exception:  # Pillow raises a dozen types for malformed EXIF, and the pixels may be good
+        return None
 
 
 def reason(error):
-    """An error as a few words that are the same for all images of one kind of damage."""
+    """An error of decoding in a few words, the same for all images with one kind of damage."""
     text = str(error).split("\n")[0]
-    if "decompression bomb" in text:
-        return f"more than {MAX_PIXELS:,} pixels"
     if "cannot identify" in text:
         return "not an image of a known kind"
-    if "truncated" in text.lower() or "cut short" in text:
+    if "truncated" in text.lower() or "end of data" in text:
         return "cut short"
-    return (
-        text if isinstance(error, ValueError) and text else f"not decodable: {text or type(error).__name__}"
-    )
+    if isinstance(error, (zipfile.BadZipFile, zlib.error)):
+        return "damaged in the zip"
+    if isinstance(error, ValueError) and text:
+        return text
+    return f"not decodable ({getattr(error, 'strerror', None) or text or type(error).__name__})"
 
 
-# The set.
-
-
-def make_cache(path, source, crop, channels, num_workers):
-    """Writes the images of source, a Source, to path, and the manifest beside it; returns the manifest.
-
-    path holds nothing, or the old array, or all of the new one, whenever this is interrupted.
-    """
-    if not source.members:
-        raise UserError(f"no image in {source.path}" + (f": {source.skipped}" if source.skipped else ""))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    shape = (len(source.members), channels, SIDE, SIDE)
-    free = shutil.disk_usage(path.parent).free
-    if free < np.prod(shape):
-        raise UserError(f"{path} will take {np.prod(shape) / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free")
-    manifest_path(path).unlink(missing_ok=True)
-    with atomic_file(path) as file:
-        errors = write_rows(file, shape, source, crop, channels, num_workers)
-    skipped = source.skipped
-    for name, why in errors.values():
-        skipped.add(why, name)
-    manifest = {
-        "version": VERSION,
-        "source": str(source.path.resolve()),
-        "stamp": source.stamp(),
-        "listed": len(source.members),
-        "checksum": source.checksum(),
-        "skipped": skipped,
-        "count": len(source.members) - len(errors),
-        "channels": channels,
-        "side": SIDE,
-        "crop": crop,
-        "interpolation": INTERPOLATION,
-    }
-    # A folder that holds its own cache is named as such, so that it may be copied or renamed.
-    itself = source.path.resolve() == path.parent.resolve()
-    with atomic_file(manifest_path(path)) as file:
-        file.write(
-            json.dumps({**manifest, "source": "." if itself else manifest["source"]}, indent=2).encode()
-        )
-    return manifest
-
-
-def write_rows(file, shape, source, crop, channels, num_workers):
-    """Writes an array of shape (N, C, 64, 64) in npy format, less the images that cannot be decoded: returns those."""
-    errors, row_bytes = {}, int(np.prod(shape[1:]))
-    start = write_header(file, shape)
-    bar = progress(total=shape[0], unit=" images", delay=0, leave=True)
-    with bar, contextlib.closing(decoded(source, crop, channels, num_workers)) as results:
-        for rows, images, bad in results:
-            for row, image in zip(rows, images):
-                file.seek(start + row * row_bytes)  # a packed tar comes in its own order
-                file.write(image)
-            errors.update(bad)
-            bar.update(len(rows))
-    if len(errors) == shape[0]:
-        ((name, why),) = list(errors.values())[:1]
-        raise UserError(
-            f"no image remains of {len(errors):,} in {source.path}: the first, {name!r}, is {why}"
-        )
-    if errors:
-        close_gaps(file, start, row_bytes, shape[0], errors)
-    assert write_header(file, (shape[0] - len(errors), *shape[1:])) == start
-    return errors
-
-
-def write_header(file, shape):
-    """Writes the npy header for uint8 of a shape at the start of file; returns its length."""
-    file.seek(0)
-    np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
-    return file.tell()
-
-
-def close_gaps(file, start, row_bytes, count, gaps):
-    """Moves rows down over those in gaps."""
-    kept = [row for row in range(count) if row not in gaps]
-    for to, row in enumerate(kept):
-        if to != row:
-            file.seek(start + row * row_bytes)
-            data = file.read(row_bytes)
-            file.seek(start + to * row_bytes)
-            file.write(data)
-    file.truncate(start + len(kept) * row_bytes)
-
-
-def decoded(source, crop, channels, num_workers):
-    """Yields what decode_all returns for all chunks of source, in their order."""
-    tasks = ((source.path, source.kind, crop, channels, chunk) for chunk in chunks(source))
-    if not num_workers:
-        for task in tasks:
-            yield decode_all(*task)
-        return
-    # Forked, where that can be: they share what is loaded. They run no torch, nor any thread of it.
-    context = multiprocessing.get_context("fork" if sys.platform == "linux" else None)
-    pool = ProcessPoolExecutor(num_workers, context, start_process)
-    pending = deque()
+@contextlib.contextmanager
+def own_limits():
+    """Pillow without its limit of pixels, in place of which decode() has its own, and without its warnings."""
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
     try:
-        for task in tasks:
-            pending.append(pool.submit(decode_all, *task))
-            if len(pending) > 2 * num_workers:  # all at once would be all in memory
+        with warnings.catch_warnings(action="ignore"):
+            yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
+
+
+def in_threads(function, items, workers):
+    """Yield function(item) for each item, in order; threads work a few items ahead."""
+    if not workers:
+        yield from map(function, items)
+        return
+    pool, pending = ThreadPoolExecutor(workers), deque()
+    try:
+        for item in items:
+            pending.append(pool.submit(function, item))
+            if len(pending) > 4 * workers:
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
-    except BrokenProcessPool:
-        raise UserError("a decoding process ended early: too little memory? Try --num_workers 1") from None
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def chunks(source):
-    """Yields lists of (row, Member, its bytes or None if they can be read from the file where they are needed)."""
-    if source.kind != "packed tar":
-        numbered = list(enumerate(source.members))
-        for i in range(0, len(numbered), CHUNK):
-            yield [(row, member, None) for row, member in numbered[i : i + CHUNK]]
-        return
-    chunk, size = [], 0
-    with source.open() as file:
-        for row, member in sorted(enumerate(source.members), key=lambda pair: pair[1].offset):
-            file.seek(member.offset)  # forward only: an archive of this kind is unpacked from its start
-            chunk.append((row, member, read_exactly(file, member.size)))
-            size += member.size
-            if len(chunk) == CHUNK or size > 2**20:
-                yield chunk
-                chunk, size = [], 0
-    yield chunk
+def decode_all(source, names, size, crop, channels, depth, workers):
+    """Yield (name, decode()'s result, None) for each image, or (name, None, reason) if it cannot be decoded."""
+
+    def one(name):
+        try:
+            return name, decode(source.images[name](), size, crop, channels, depth), None
+        except MemoryError:
+            raise UserError(f"out of memory at {name!r}: fewer --num_workers, down to 0, need less") from None
+        except Exception as error:  # decoders raise a dozen types
+            return name, None, reason(error)
+
+    bar = progress(total=len(names), unit=" images", delay=0, leave=True)
+    with bar, own_limits(), contextlib.closing(in_threads(one, names, workers)) as results:
+        for result in results:
+            yield result
+            bar.update()
 
 
-# The cache.
+def make_array(path, source, size, crop, channels, workers):
+    """Write the images of source to path, npy, uint8 (N, channels, size, size), in the order of their names.
 
+    path holds nothing, the old array or all of the new one, whenever this is interrupted. What cannot be decoded
+    is added to source.skipped. Returns the number of images, the bits in use of 16-bit images (None without any)
+    and the CRC-32 of the array.
+    """
+    rows, bits = {}, {}
+    with atomic_file(path) as file:
+        start = write_header(file, (0, channels, size, size))
 
-def manifest_path(path):
-    return path.with_suffix(".json")
+        def write(names, depth):
+            results = decode_all(source, names, size, crop, channels, depth, workers)
+            with contextlib.closing(results):
+                for name, decoded, why in results:
+                    if why:
+                        source.skipped.add(why, name)
+                        continue
+                    pixels, bits[name] = decoded
+                    file.seek(start + rows.setdefault(name, len(rows)) * pixels.size)
+                    file.write(pixels.tobytes())
 
-
-def read_manifest(path):
-    """The manifest of the array at path; None if there is no such array, whole and of this version."""
-    try:
-        manifest = json.loads(manifest_path(path).read_text())
-        manifest["source"] = str((path.parent / manifest["source"]).resolve())
-        images = np.load(path, mmap_mode="r")  # no pickles
-        whole = (
-            manifest["version"] == VERSION
-            and images.dtype == np.uint8
-            and images.shape == (manifest["count"], manifest["channels"], SIDE, SIDE)
-        )
-        return manifest if whole and {"crop", "source", "stamp", "checksum"} <= manifest.keys() else None
-    except Exception:  # of json, numpy and the comparisons, a dozen types
-        return None
-
-
-def what_changed(manifest, archive=None, crop=None, channels=None):
-    """Why a cache is not what is wanted, as text; None if it is. A source that is gone counts as unchanged."""
-    wanted = {"source": archive and str(Path(archive).resolve()), "crop": crop, "channels": channels}
-    for name, value in wanted.items():
-        if value is not None and manifest[name] != value:
-            return f"was made with {name} {manifest[name]}, now it is to be {value}"
-    path = Path(manifest["source"])
-    stamp = (
-        (Source(path).stamp() if path.is_dir() else path.stat().st_size)
-        if path.exists()
-        else manifest["stamp"]
-    )
-    return None if stamp == manifest["stamp"] else f"was made from {path}, which has changed"
+        write(source.images, 16)
+        bits = {name: used for name, used in bits.items() if used}
+        depth = max(bits.values(), default=None)
+        if depth and depth < 16:  # one scale for the set, or dark images would come out as bright as others
+            write(list(bits), depth)
+        if not rows:
+            raise UserError(f"no image remains of {len(source.images):,} in {source.path}: {source.skipped}")
+        if write_header(file, (len(rows), channels, size, size)) != start:
+            raise RuntimeError("numpy's header changed its length")
+        return len(rows), depth, file_crc32(file, start)

@@ -12,10 +12,10 @@ from helpers import ROOT, Runs, same, wait_for  # noqa: E402, F401
 @pytest.fixture(scope="session")
 def dset_dir(tmp_path_factory):
     """A data folder with the drawn dSprites in it."""
-    import dataset
+    from prepare.sets import find_dsprites
 
     folder = tmp_path_factory.mktemp("data")
-    dataset.load_packed(folder)
+    find_dsprites(folder)
     return folder
 
 

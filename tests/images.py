@@ -7,16 +7,17 @@ import zipfile
 import numpy as np
 from PIL import Image
 
-import dataset
+import prepare.__main__ as program
+from prepare.images import decode
+from prepare.sets import find_images
 
 
 def photo(seed=0, size=(178, 218), mode="RGB"):
     """An image with the smoothness and noise of a photograph."""
     rng = np.random.default_rng(seed)
     small = Image.fromarray(rng.integers(0, 256, (7, 6, 3), dtype=np.uint8))
-    pixels = np.asarray(small.resize(size, Image.Resampling.BICUBIC)) + rng.normal(
-        0, 4, (size[1], size[0], 3)
-    )
+    noise = rng.normal(0, 4, (size[1], size[0], 3))
+    pixels = np.asarray(small.resize(size, Image.Resampling.BICUBIC)) + noise
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).convert(mode)
 
 
@@ -26,7 +27,12 @@ def encoded(image, kind="JPEG", **options):
     return buffer.getvalue()
 
 
+def grey(level, size=(80, 80)):
+    return encoded(Image.new("RGB", size, (level,) * 3), "PNG")
+
+
 def write_folder(path, files):
+    path.mkdir(parents=True, exist_ok=True)
     for name, data in files.items():
         (path / name).parent.mkdir(parents=True, exist_ok=True)
         (path / name).write_bytes(data)
@@ -49,18 +55,33 @@ def write_tar(path, files, mode="w"):
     return path
 
 
-def prepared(folder, archive, name="celeba", **wanted):
-    """The prepared images, uint8 (N, C, 64, 64), and the manifest."""
-    path, manifest = dataset.find_images(name, folder, archive, num_workers=0, **wanted)
-    return np.load(path), manifest
+WRITERS = {"folder": write_folder, "zip": write_zip, "tar": write_tar}
+
+
+def prepared(folder, archive=None, name="celeba", size=64, **wanted):
+    """The prepared images, uint8 (N, C, size, size), and the manifest."""
+    return find_images(name, folder, size, archive, workers=0, **wanted)
+
+
+def decoded(data, crop=0, channels=3):
+    return decode(data, 64, crop, channels)[0]
+
+
+def run(*flags, status=0):
+    assert program.main(list(map(str, flags))) == status
 
 
 def refusal(capsys, *flags):
-    """The one line of a dataset.py that ends with status 1."""
-    assert dataset.main(list(map(str, flags))) == 1
-    err = [line for line in capsys.readouterr().err.splitlines() if "images/s" not in line and line]
-    assert len(err) == 1 and err[0].startswith("dataset.py: ")
-    return err[0]
+    """The lines that `python -m prepare` ends with, at status 1."""
+    capsys.readouterr()
+    run(*flags, status=1)
+    err = [
+        line
+        for line in capsys.readouterr().err.splitlines()
+        if "/s]" not in line and "%|" not in line and line
+    ]
+    assert err[0].startswith("prepare: "), err
+    return "\n".join(err)
 
 
 FILES = {f"img_align_celeba/{i:06}.jpg": encoded(photo(i)) for i in (3, 1, 40, 2)}  # not in order

@@ -1,78 +1,175 @@
-"""The prepared array: made again when it must be, always whole, whatever ends the preparation."""
+"""Preparing a set of images: made again when it must be, always whole, whatever ends the preparation."""
 
-import fcntl
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
 from PIL import Image
 
 import dataset
-import prepare.images
-from conftest import ROOT
-from images import FILES, encoded, photo, prepared, refusal, write_folder, write_zip
+import main
+from helpers import ROOT
+from images import FILES, encoded, grey, photo, prepared, refusal, run, write_folder, write_zip
+from prepare import __main__ as program
+from prepare import arrays, sets
 from utils import UserError
 
+NAMES = {"celeba_64x64.npy", "celeba_64x64.json"}
 
-def test_a_second_call_is_instant_and_what_changed_is_made_again(tmp_path, capsys, monkeypatch):
+
+def levels(folder, name="folder", size=64):
+    return np.load(folder / f"{name}_{size}x{size}.npy")[:, 0, 0, 0].tolist()
+
+
+# When it is made again.
+
+
+def test_a_second_call_prepares_nothing_and_what_changed_is_made_again(tmp_path, capsys):
     folder = write_folder(
         tmp_path / "CelebA", {f"img_align_celeba/{i}.jpg": encoded(photo(i)) for i in range(3)}
     )
-    command = ["celeba", "--dset_dir", str(tmp_path)]
 
     def again(*flags):
-        assert dataset.main([*command, *flags]) == 0
+        run("celeba", "--dset_dir", tmp_path, *flags)
         return capsys.readouterr().out
 
     assert "preparing 3 images" in again()
     assert "preparing" not in (output := again()) and "3 images, colour, whole frames" in output
-    assert "made with crop 0" in (output := again("--crop", "148")) and "centre 148" in output
-    assert "preparing" not in again("--crop", "148")
-    assert "made with crop 148" in again("--channels", "1")
+    assert "was made with crop 0" in (output := again("--crop", 148)) and "centre 148" in output
+    assert "preparing" not in again("--crop", 148)
+    assert "3 channels" in again("--channels", 1)
     (folder / "img_align_celeba" / "3.jpg").write_bytes(encoded(photo(3)))
-    assert "has changed" in (output := again("--channels", "1")) and "4 images, grey" in output
+    assert "has changed" in (output := again()) and "4 images, grey, centre 148" in output  # its choices stay
     shutil.rmtree(folder)  # the prepared set is all that training needs
-    assert "preparing" not in again("--channels", "1")
-    assert "its images are gone" in (tmp_path, dataset.main(command), capsys.readouterr().err)[2]
+    assert "preparing" not in again()
+    assert "its images are gone" in refusal(capsys, "celeba", "--dset_dir", tmp_path, "--crop", 0)
+    assert "preparing" not in again()  # and that lost nothing
 
 
 def test_it_is_made_again_from_where_it_came(tmp_path):
     write_zip(tmp_path / "img_align_celeba.zip", FILES)  # where it is looked for
     archive = write_zip(tmp_path / "other.zip", {"a.jpg": encoded(photo())})
-    for flags in (["--archive", str(archive)], ["--crop", "148"]):
-        assert dataset.main(["celeba", "--dset_dir", str(tmp_path), *flags]) == 0
-        assert read(tmp_path / "celeba_64x64.json")["source"] == str(archive.resolve())
+    for flags in (["--archive", archive], ["--crop", 148]):
+        run("celeba", "--dset_dir", tmp_path, *flags)
+        assert len(np.load(tmp_path / "celeba_64x64.npy")) == 1
 
 
-@pytest.mark.parametrize("damage", ["version", "no manifest", "manifest", "cut short", "pickle"])
-def test_a_cache_of_another_version_or_not_whole_is_made_again(tmp_path, damage, capsys):
+def test_an_archive_with_other_content_of_the_same_size_is_noticed(tmp_path):
+    archive = write_zip(tmp_path / "in.zip", {"a.bmp": encoded(Image.new("RGB", (64, 64)), "BMP")}, 0)
+    size = archive.stat().st_size
+    prepared(tmp_path, archive)
+    write_zip(archive, {"a.bmp": encoded(Image.new("RGB", (64, 64), "white"), "BMP")}, 0)
+    assert archive.stat().st_size == size
+    assert prepared(tmp_path)[0].mean() == 255
+
+
+def test_a_folder_that_changed_or_was_copied_or_renamed_is_prepared_again(tmp_path):
+    def shown(folder):
+        run("folder", "--dset_dir", folder)
+        return levels(folder)
+
+    folder = write_folder(tmp_path / "photos", {f"{i}.png": grey(10 * i) for i in range(3)})
+    assert shown(folder) == [0, 10, 20]
+    before = (folder / "folder_64x64.npy").stat().st_mtime_ns
+    assert shown(folder) == [0, 10, 20] and (folder / "folder_64x64.npy").stat().st_mtime_ns == before
+    (folder / "1.png").write_bytes(grey(200))
+    assert shown(folder) == [0, 200, 20]
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    (copy / "3.png").write_bytes(grey(30))
+    assert shown(copy) == [0, 200, 20, 30]
+    renamed = folder.rename(tmp_path / "renamed")
+    (renamed / "0.png").unlink()
+    assert shown(renamed) == [200, 20]
+
+
+def test_a_folder_that_was_prepared_from_an_archive_that_is_gone_goes_on_with_it(tmp_path):
+    source = write_zip(tmp_path / "in.zip", {f"{i}.png": grey(i) for i in range(3)})
+    run("folder", "--archive", source, "--dset_dir", tmp_path / "set")
+    source.unlink()
+    assert len(prepared(tmp_path / "set", name="folder")[0]) == 3
+
+
+@pytest.mark.parametrize(
+    "damage", ["version", "no manifest", "manifest", "keys", "cut short", "one bit", "pickle"]
+)
+def test_a_set_that_is_not_whole_is_made_again(tmp_path, damage, capsys):
     source = write_zip(tmp_path / "img_align_celeba.zip", FILES)
-    images, manifest = prepared(tmp_path, None)
+    images, manifest = prepared(tmp_path)
+    images = np.array(images)
     path, beside = tmp_path / "celeba_64x64.npy", tmp_path / "celeba_64x64.json"
+    whole = path.read_bytes()
     {
         "version": lambda: beside.write_text(json.dumps({**manifest, "version": 0})),
         "no manifest": beside.unlink,
         "manifest": lambda: beside.write_text("[1"),
-        "cut short": lambda: path.write_bytes(path.read_bytes()[:-1]),
+        "keys": lambda: beside.write_text('{"version": 2, "count": -1}'),
+        "cut short": lambda: path.write_bytes(whole[:-1]),
+        "one bit": lambda: path.write_bytes(whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:]),
         "pickle": lambda: np.save(path, np.array([print], dtype=object)),
     }[damage]()
-    assert (prepared(tmp_path, None)[0] == images).all()
-    assert "another version: making it again" in capsys.readouterr().out
-    assert read(beside) == manifest
+    assert (prepared(tmp_path)[0] == images).all()
+    assert "making it again" in capsys.readouterr().out and json.loads(beside.read_text()) == manifest
     source.unlink()
     beside.write_text(json.dumps({**manifest, "version": 0}))
     with pytest.raises(UserError, match="another version, and its images are gone: no CelebA in"):
-        prepared(tmp_path, None)
+        prepared(tmp_path)
 
 
-def read(path):
-    return json.loads(path.read_text())
+@pytest.mark.parametrize(
+    "header",
+    [
+        "{'descr': '|u1', 'fortran_order': False, 'shape': (737280, 64, 80000000000)}",
+        "{'descr': '|u1', 'fortran_order': False, 'shape': (2**80,)}",
+        "{'descr': '|u1', 'fortran_order': False, 'shape': (-1, 64, 8)}",
+        "{'descr': '|O', 'fortran_order': False, 'shape': (9,)}",
+        "{'descr': '|u1'}",
+        "[" * 3000,
+        "\0" * 9,
+    ],
+)
+def test_an_array_whose_header_lies_is_not_believed(tmp_path, header):
+    text = header.encode().ljust(4000) + b"\n"
+    path = tmp_path / "celeba_64x64.npy"
+    path.write_bytes(b"\x93NUMPY\1\0" + len(text).to_bytes(2, "little") + text + bytes(100))
+    assert arrays.load_array(path, (1, 64, 8), 0) is None
+
+
+# Sizes and further sets.
+
+
+def test_sets_of_two_sizes_lie_side_by_side(tmp_path, capsys):
+    source = write_zip(tmp_path / "in.zip", {"a.png": encoded(photo(1, (200, 100)), "PNG")})
+    run("celeba", "--dset_dir", tmp_path, "--archive", source)
+    run("celeba", "--dset_dir", tmp_path, "--archive", source, "--image_size", 96)
+    assert np.load(tmp_path / "celeba_96x96.npy").shape == (1, 3, 96, 96)
+    capsys.readouterr()
+    run("celeba", "--dset_dir", tmp_path)
+    assert np.load(tmp_path / "celeba_64x64.npy").shape == (1, 3, 64, 64)
+    assert "preparing" not in capsys.readouterr().out
+
+
+def test_one_entry_in_the_table_is_a_further_data_set(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sets.SETS, "flowers", sets.DataSet("Flowers", ("flowers.zip", "flowers")))
+    assert "no Flowers in" in refusal_of(sets.find_images, "flowers", tmp_path, 64)
+    write_folder(tmp_path / "flowers", {f"{i}.png": encoded(photo(i, (100, 80)), "PNG") for i in range(3)})
+    args = main.parse(["--dset_dir", str(tmp_path)])
+    args.dataset = "flowers"
+    data = dataset.return_data(args)
+    assert (len(data), data.channels, data.distribution) == (3, 3, "gaussian")
+
+
+def refusal_of(function, *args):
+    with pytest.raises(UserError) as error:
+        function(*args)
+    return str(error.value)
+
+
+# Whatever ends it.
 
 
 def slow_folder(path):
@@ -83,74 +180,174 @@ def slow_folder(path):
     return path
 
 
-def children(pid):
-    return [int(each) for each in (ROOT / f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-@pytest.mark.parametrize("script", ["dataset.py", "main.py"])
-def test_an_interrupted_preparation_leaves_no_cache_and_no_process_and_starts_again(tmp_path, number, script):
-    if script == "main.py" and number != signal.SIGINT:
-        pytest.skip("as dataset.py")
+@pytest.mark.parametrize("command", ["prepare", "main.py"])
+def test_an_interrupted_preparation_leaves_the_old_set_and_starts_again(tmp_path, number, command):
     folder = slow_folder(tmp_path / "in")
-    flags = {
-        "dataset.py": ["folder"],
-        "main.py": ["--dataset", "folder", "--output_dir", tmp_path / "o", "--ckpt_dir", tmp_path / "c"],
-    }
+    old = {"folder_64x64.npy": b"old", "folder_64x64.json": b"[old"}
+    write_folder(folder, old)
+    start = {
+        "prepare": ["-m", "prepare", "folder"],
+        "main.py": [
+            ROOT / "main.py",
+            "--dataset",
+            "folder",
+            "--output_dir",
+            tmp_path / "o",
+            "--ckpt_dir",
+            tmp_path / "c",
+        ],
+    }[command]
     process = subprocess.Popen(
-        list(map(str, [sys.executable, ROOT / script, *flags[script], "--dset_dir", folder])),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    start = time.time()
-    while not list(folder.glob(".folder*.tmp")) or len(workers := children(process.pid)) < 2:
-        assert process.poll() is None and time.time() - start < 60
-        time.sleep(0.01)
-    time.sleep(0.2)
-    if number == signal.SIGINT:
-        os.killpg(process.pid, number)  # as a terminal does; the others are sent to the parent alone
-    else:
-        process.send_signal(number)
+        list(map(str, [sys.executable, "-u", *start, "--dset_dir", folder])),
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
+    )  # fmt: skip
+    while "preparing 600" not in process.stdout.readline():
+        assert process.poll() is None
+    process.send_signal(number)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == (130 if number == signal.SIGINT else -number)
+    assert process.returncode == {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGKILL: -9}[number]
     assert "Traceback" not in err and (number != signal.SIGINT or "interrupted" in err)
-    start = time.time()
-    while any((ROOT / f"/proc/{pid}").exists() for pid in workers):
-        assert time.time() - start < 10
-        time.sleep(0.01)
-    assert not list(folder.glob("*.npy")) and not list(folder.glob("*.json"))
-    for i in range(3, 600):
-        (folder / f"{i}.png").unlink()
-    assert dataset.main(["folder", "--dset_dir", str(folder)]) == 0
-    assert {p.name for p in folder.iterdir()} == {
-        "0.png",
-        "1.png",
-        "2.png",
-        "folder_64x64.npy",
-        "folder_64x64.json",
-    }
+    assert all((folder / name).read_bytes() == data for name, data in old.items())
+    left = list(folder.glob(".*"))
+    assert not left or number == signal.SIGKILL  # of which nothing can clean up
+    for path in [*left, *(folder / f"{i}.png" for i in range(3, 600))]:
+        path.unlink()
+    run("folder", "--dset_dir", folder)
+    assert {path.name for path in folder.iterdir()} == {"0.png", "1.png", "2.png", *old}
+    assert len(levels(folder)) == 3
 
 
-def test_a_decoding_process_that_dies_is_an_error_in_one_line(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(prepare.images, "decode", lambda *args: os._exit(9))
-    source = write_zip(tmp_path / "in.zip", FILES)
-    assert "ended early" in refusal(capsys, "celeba", "--archive", source, "--dset_dir", tmp_path)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["dsprites", "celeba"])
+def test_two_processes_may_prepare_the_same_data_at_once(tmp_path, name):
+    write_zip(tmp_path / "in.zip", FILES)
+    flags = [name, "--dset_dir", tmp_path / "data"] + ["--archive", tmp_path / "in.zip"] * (name == "celeba")
+    both = [
+        subprocess.Popen(
+            list(map(str, [sys.executable, "-m", "prepare", *flags])), cwd=ROOT, stdout=subprocess.DEVNULL
+        )
+        for _ in range(2)
+    ]
+    assert [process.wait(100) for process in both] == [0, 0]
+    names = {path.name for path in (tmp_path / "data").iterdir()}
+    if name == "dsprites":
+        assert names == {"dsprites_64x64_packed.npy"}
+    else:
+        assert (
+            names == NAMES
+            and (prepared(tmp_path / "data")[0] == prepared(tmp_path, tmp_path / "in.zip")[0]).all()
+        )
 
 
-def test_what_a_running_preparation_writes_is_left_alone(tmp_path):
-    mine, dead = tmp_path / ".a.npy.1.tmp", tmp_path / ".a.npy.2.tmp"
-    dead.write_bytes(b"")
-    with open(mine, "wb") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        prepare.images.remove_leftovers(tmp_path / "a.npy")
-        assert mine.exists() and not dead.exists()
+def test_a_full_disk_is_noticed_before_the_work(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(arrays.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(9, 9, 9))
+    source = write_zip(tmp_path / "a", FILES)
+    assert "are free" in refusal(capsys, "celeba", "--archive", source, "--dset_dir", tmp_path)
 
 
-def test_a_full_disk_is_told_before_the_work(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(prepare.images.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(9, 9, 9))
-    assert "are free" in refusal(
-        capsys, "celeba", "--archive", write_zip(tmp_path / "a", FILES), "--dset_dir", tmp_path
+@pytest.mark.parametrize("name", ["celeba", "dsprites"])
+def test_a_read_only_folder_is_refused_with_the_command_that_prepares_elsewhere(
+    tmp_path, monkeypatch, capsys, name
+):
+    archive = write_zip(tmp_path / "img_align_celeba.zip", FILES)
+    monkeypatch.setattr(os, "access", lambda *args: False)  # root may write anywhere
+    error = refusal(capsys, name, "--dset_dir", tmp_path)
+    assert (
+        f"{tmp_path} cannot be written to" in error and f"python -m prepare {name} --dset_dir OTHER" in error
     )
+    assert name == "dsprites" or f"--archive {archive}" in error
+
+
+def test_memory_that_runs_out_is_no_fault_of_an_image(tmp_path, monkeypatch, capsys):
+    def run_out(*args):
+        raise MemoryError
+
+    monkeypatch.setattr("prepare.images.decode", run_out)
+    source = write_zip(tmp_path / "in.zip", FILES)
+    error = refusal(capsys, "celeba", "--archive", source, "--dset_dir", tmp_path)
+    assert "fewer --num_workers, down to 0" in error and not (NAMES & {p.name for p in tmp_path.iterdir()})
+
+
+def test_without_asserts_the_array_is_the_same(tmp_path):
+    source = write_zip(tmp_path / "in.zip", FILES)
+    command = [
+        sys.executable,
+        "-O",
+        "-m",
+        "prepare",
+        "celeba",
+        "--archive",
+        source,
+        "--dset_dir",
+        tmp_path / "O",
+    ]
+    subprocess.run(list(map(str, command)), cwd=ROOT, check=True, capture_output=True)
+    assert (prepared(tmp_path / "O")[0] == prepared(tmp_path, source)[0]).all()
+
+
+# What it says.
+
+
+def test_without_data_the_lines_that_get_it_are_printed(tmp_path, capsys):
+    folder = tmp_path / "my data"
+    for name, words in (("celeba", "celeba/img_align_celeba"), ("3dchairs", "0.35 GB prepared")):
+        error = refusal(capsys, name, "--dset_dir", folder)
+        assert (
+            words in error and f"\n    python -m prepare {name} --dset_dir '{folder}' --download\n" in error
+        )
+    assert (
+        main.main(["--dataset", "celeba", "--ckpt_dir", str(tmp_path / "c"), "--dset_dir", str(folder)]) == 1
+    )
+    assert f"python -m prepare celeba --dset_dir '{folder}' --download\n" in capsys.readouterr().err
+    assert refusal(capsys, "folder", "--dset_dir", folder) == f"prepare: no folder {folder}"
+
+
+def test_names_that_the_console_cannot_print_are_escaped(tmp_path):
+    folder = write_folder(tmp_path / "\u732b\x1b[31m", {"\u72ac\x07.png": grey(1), "\u9ce5\x07.jpg": b"x"})
+    environment = {**os.environ, "PYTHONIOENCODING": "cp1252", "PYTHONUTF8": "0"}
+    for dset_dir, status in ((folder, 0), (tmp_path / "\u732b\x1b[32m", 1)):
+        done = subprocess.run(
+            [sys.executable, "-m", "prepare", "folder", "--dset_dir", dset_dir],
+            cwd=ROOT, env=environment, capture_output=True,
+        )  # fmt: skip
+        output = done.stdout + done.stderr
+        assert done.returncode == status and b"Traceback" not in output
+        assert b"\\u732b\\x1b[3" in output and not {0x1B, 0x07} & set(output)
+    assert (folder / "folder_64x64.npy").exists()
+
+
+def test_a_closed_stderr_changes_nothing(tmp_path):
+    source = write_zip(tmp_path / "in.zip", FILES)
+    command = f"{sys.executable} -m prepare celeba --archive {source} --dset_dir {tmp_path} 2>&-"
+    subprocess.run(command, shell=True, cwd=ROOT, check=True)
+    assert len(prepared(tmp_path)[0]) == 4
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "mnist",
+        "",
+        "celeba --crop -1",
+        "celeba --channels 2",
+        "celeba --num_workers -1",
+        "celeba --num_workers 257",
+        "celeba --image_size 0",
+        "celeba --archive=",
+        "dsprites --crop 3",
+        "dsprites --channels 1",
+        "dsprites --image_size 32",
+        "celeba --download --archive x",
+        "folder --download",
+        "celeba --archives x",
+        "celeba --archive=--",
+    ],
+)
+def test_flags_that_make_no_sense_are_one_line_and_status_2(flags, capsys):
+    with pytest.raises(SystemExit) as stop:
+        program.parse(flags.split())
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.count("\n") == 1

@@ -88,8 +88,8 @@ class RunFolder:
             )
 
     def check_data(self, before, now):
-        """UserError if the checkpoint was made with other images. Both in words; before: None in old ones, of dSprites."""
-        if before not in (None, now):
+        """UserError if the checkpoint was made with other images. before: None or "dSprites" in old ones, of dSprites."""
+        if before not in (None, now, now.split(",")[0]):
             raise UserError(
                 f"run {self.args.viz_name} was made with {before}, and {self.args.dset_dir} holds {now}: "
                 f"{'a new run needs another --viz_name' if self.args.train else 'draw it with those'}"

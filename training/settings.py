@@ -16,7 +16,6 @@ RULES = (  # for numbers among the flags: which, what must hold, and that in wor
     (["lr"], lambda v: 0 < v <= MOST, "a number above 0, at most 1e38"),
     (["beta1", "beta2"], lambda v: 0 <= v < 1, "at least 0 and below 1"),
     (["viz_port"], lambda v: 1 <= v <= 65535, "a port, 1 to 65535"),
-    (["image_size"], lambda v: v == 64, "64: the networks of both papers are made for 64x64 images"),
     ([*WHOLE, "seed"], lambda v: v < 2**62, "below 2^62"),
     (["z_dim"], lambda v: v <= 1024, "at most 1024"),
     (["threads"], lambda v: v <= 4096, "at most 4096"),

@@ -1,0 +1,83 @@
+"""Prepares a data set.
+
+    python -m prepare celeba --dset_dir data --download         # 1.44 GB, and 2.5 GB when prepared
+    python -m prepare celeba --archive ~/img_align_celeba.zip   # from an archive or folder that is there
+    python -m prepare 3dchairs --download
+    python -m prepare dsprites --download                       # the official file; without it, the set is drawn
+
+main.py does the same by itself if the images are in --dset_dir already, as an archive or unpacked.
+"""
+
+import argparse
+import sys
+
+from prepare.sets import DATASETS, MOST_WORKERS, SETS, find_dsprites, find_images
+from utils import Parser, count, run_cli, say
+
+
+def make_parser():
+    parser = Parser(
+        prog="prepare",
+        usage="python -m prepare DATASET [flags]",
+        description=__doc__.split("\n")[0],
+        allow_abbrev=False,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    # fmt: off
+    add("dataset", type=str.lower, choices=DATASETS, help="data set, in any case")
+    add("--dset_dir", default="data", help="folder of the data sets; of the images, for the data set folder")
+    add("--archive", help="zip, tar or folder of the images, or npz file of dSprites, if not where it is looked for")
+    add("--download", action="store_true", help="fetch the official file into dset_dir, unless it is there")
+    add("--image_size", type=count, default=64, help="side of the prepared images in pixels")
+    add("--crop", type=count, help="side in pixels of the centre square that is kept; 0: the whole frame; without: "
+        "as prepared before, at first CelebA 0 (later papers 148), chairs 400")
+    add("--channels", type=int, choices=[1, 3],
+        help="1: grey, 3: colour; without: as prepared before, at first chairs 1, others 3")
+    add("--num_workers", type=count, default=2, help="threads that decode images; 0: none but the main one")
+    # fmt: on
+    return parser
+
+
+def parse(argv=None):
+    """Flags as a namespace; what makes no sense ends the program with one line and status 2."""
+    parser = make_parser()
+    args = parser.parse_args(argv)
+    if args.dataset == "dsprites" and (args.crop is not None or args.channels or args.image_size != 64):
+        parser.error("dSprites is 64x64 and grey: --crop, --channels and --image_size are for sets of images")
+    if args.download and (args.archive is not None or not SETS[args.dataset].url):
+        parser.error("--download is for sets that have an official file, and does not go with --archive")
+    for name, least, most in (
+        ("crop", 0, 2**15),
+        ("num_workers", 0, MOST_WORKERS),
+        ("image_size", 1, 2**12),
+    ):
+        value = getattr(args, name)
+        if value is not None and not least <= value <= most:
+            parser.error(f"--{name} must be {least} to {most}, not {value}")
+    if not args.dset_dir or args.archive == "":
+        parser.error("--dset_dir and --archive name a folder or file")
+    return args
+
+
+def run(args):
+    archive = args.archive
+    if args.download:
+        from prepare.download import fetch  # no other use needs the network's libraries
+
+        archive = fetch(SETS[args.dataset].url, SETS[args.dataset].hash, args.dset_dir)
+    if args.dataset == "dsprites":
+        return say(find_dsprites(args.dset_dir, archive)[1])
+    find_images(
+        args.dataset, args.dset_dir, args.image_size, archive, args.crop, args.channels, args.num_workers
+    )  # fmt: skip
+
+
+def main(argv=None):
+    """Run the program; returns its exit status."""
+    args = parse(argv)
+    return run_cli("prepare", "interrupted: what was prepared before is as it was", lambda: run(args))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
