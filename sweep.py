@@ -47,21 +47,14 @@ STOP = 60  # seconds a stopped sweep waits for its runs to save
 class Run(NamedTuple):
     """A cell of the grid."""
 
+    name: str
     settings: dict  # flags that the grid varies, as typed; the seed last
     flags: list  # all flags of its main.py, as typed
     args: argparse.Namespace  # the same, parsed
 
     @property
-    def name(self):
-        return self.args.viz_name
-
-    @property
     def outputs(self):
         return Path(self.args.output_dir) / self.name
-
-    @property
-    def checkpoints(self):
-        return Path(self.args.ckpt_dir) / self.name
 
 
 def make_parser():
@@ -75,15 +68,16 @@ def make_parser():
     # fmt: off
     parser.add_argument("--sweep_name", help="name of the study's folder, and start of its runs' names; "
                         "without: <viz_name>_sweep")
-    parser.add_argument("--parallel", type=int, default=1, help="runs that train at once on a machine, each with its "
-                        "share of the CPU threads unless --threads says how many (default: 1)")
+    parser.add_argument("--parallel", type=int, default=1, help="runs at once on a machine, each with its share of "
+                        "the CPU threads unless --threads says how many (default: 1)")
     parser.add_argument("--scheduler", metavar="ADDRESS", help="dask scheduler whose workers train the runs; they "
-                        "must see the same folders and code (default: workers inside this process)")
+                        "need the same code and folders (default: workers inside this process)")
     # fmt: on
     return parser
 
 
 def refuse(message):
+    message = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(message))
     print(f"sweep.py: {message}", file=sys.stderr)
     raise SystemExit(2)
 
@@ -123,41 +117,34 @@ def parse(argv=None):
     except argparse.ArgumentError as error:
         refuse(error)
     flags = read_flags(rest)
-
-    import main
-
-    if fixed := flags.keys() & {*FIXED}:
-        refuse(
-            f"--{min(fixed)} is for single runs: a sweep starts, resumes or skips a run by what is on disk"
-        )
-    if not args.sweep_name and "viz_name" not in flags:
+    if fixed := [name for name in FIXED if name in flags]:
+        refuse(f"--{fixed[0]} is for single runs: a sweep starts, resumes or skips runs by what is on disk")
+    if script := flags.pop("viz_name", None):
+        args.sweep_name = args.sweep_name or f"{script[-1]}_sweep"
+    if not args.sweep_name:
         refuse("--sweep_name is missing: the name of the study's folder, and the start of its runs' names")
-    args.sweep_name = args.sweep_name or f"{flags['viz_name'][-1]}_sweep"
     if args.parallel < 1:
         refuse("--parallel must be at least 1")
-    flags.pop("viz_name", None)
-    flags.setdefault("seed", [str(main.make_parser().get_default("seed"))])
-    return args, grid(args.sweep_name, flags, main.parse)
+    return args, grid(args.sweep_name, flags)
 
 
-def grid(sweep_name, flags, parse_run):
+def grid(sweep_name, flags):
     """The runs of all combinations of values. Seeds change slowest, so that a part of a study covers all settings."""
+    import main
     from training.settings import defining_flags
 
+    flags.setdefault("seed", [str(main.make_parser().get_default("seed"))])
     varied = [name for name, texts in flags.items() if len(texts) > 1 and name != "seed"] + ["seed"]
     if math.prod(map(len, flags.values())) > MOST_RUNS:
         refuse(f"the grid has more than {MOST_RUNS:,} runs")
-    runs = []
+    runs, constant = [], {name: texts[0] for name, texts in flags.items()}
     for cell in itertools.product(*(flags[name] for name in reversed(varied))):
         settings = dict(zip(varied, reversed(cell)))
         name = "_".join([sweep_name, *(f"{name}={text}" for name, text in settings.items())])
-        texts = {**{name: texts[0] for name, texts in flags.items()}, **settings, "viz_name": name}
-        typed = [f"--{name}={text}" for name, text in texts.items()]
-        run = Run(settings, typed, parse_run(typed))
-        for name in settings:
-            if name not in {*defining_flags(run.args), *RESUMABLE}:
-                refuse(f"--{name} takes one value: with {run.name} another one would give the same run")
-        runs.append(run)
+        typed = [f"--{name}={text}" for name, text in {**constant, **settings, "viz_name": name}.items()]
+        runs.append(Run(name, settings, typed, main.parse(typed)))
+        for flag in settings.keys() - defining_flags(runs[-1].args).keys() - {*RESUMABLE}:
+            refuse(f"--{flag} takes one value: with another one, {name} would be the same run")
     if len({tuple(getattr(run.args, name) for name in varied) for run in runs}) < len(runs):
         refuse(f"a value of --{' or --'.join(varied)} is given twice")
     return runs
@@ -187,7 +174,8 @@ def run_main():
     threading.Thread(target=stop_with_the_worker, daemon=True).start()
     import main
 
-    run = Run({}, sys.argv[1:], main.parse())
+    args = main.parse()
+    run = Run(args.viz_name, {}, sys.argv[1:], args)
     if holder := in_use(run):  # perhaps the main.py of a lost worker, which is about to end
         print(f"{run.name}: waiting for {holder}, which trains it")
     while in_use(run):
@@ -245,7 +233,7 @@ def look(run):
     numbers = None
     # Of a checkpoint that is missing, damaged or of other settings, main.py says what is wrong.
     with contextlib.suppress(OSError, ValueError, LookupError, AttributeError, TypeError):
-        state = read_checkpoint(run.checkpoints / "last")
+        state = read_checkpoint(Path(run.args.ckpt_dir) / run.name / "last")
         same = defining_flags(saved_flags(state["arguments"])) == defining_flags(run.args)
         if same and state["iter"] >= run.args.max_iter:
             numbers = read_numbers(run.outputs, run.args.metrics)
@@ -255,7 +243,7 @@ def look(run):
 def connect(args):
     """A client of the scheduler at --scheduler, or of one in this process with --parallel workers.
 
-    Those workers are threads, as each only waits for its main.py; no port is opened.
+    Those workers are threads, as each only waits for its main.py; other machines can reach none of them.
     """
     from utils import UserError
 
@@ -263,13 +251,15 @@ def connect(args):
         from distributed import Client
     except ImportError:
         raise UserError("a sweep needs dask.distributed: pip install distributed") from None
+    for name in ("distributed", "distributed.client"):  # what fails is said in a line, by ended()
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     if args.scheduler:
         try:
             return Client(args.scheduler, timeout=CONNECT)
         except (OSError, ValueError) as error:
             raise UserError(f"no dask scheduler at {args.scheduler}: {error}") from None
-    local = dict(n_workers=args.parallel, threads_per_worker=1, processes=False, dashboard_address=None)
-    return Client(**local, memory_limit=0, silence_logs=logging.CRITICAL)
+    pages = dict.fromkeys(("dashboard_address", "worker_dashboard_address"), "127.0.0.1:0")
+    return Client(n_workers=args.parallel, threads_per_worker=1, processes=False, memory_limit=0, **pages)
 
 
 def visible_gpus():
@@ -282,7 +272,7 @@ def visible_gpus():
 
 
 class Sweep:
-    """The runs of a study: what is on disk of them, the tasks that train the others, and the summary."""
+    """The runs of a study: what is on disk of them, the tasks that train them, and the summary."""
 
     def __init__(self, args, runs):
         from viz.dashboard import Dashboard
@@ -293,19 +283,22 @@ class Sweep:
         self.results = {run.name: look(run) for run in runs}
         self.tasks = {}  # {future: run}
 
-    def todo(self):
-        """The runs to train; those that another process trains are the last."""
-        return sorted(
-            (run for run in self.runs if not self.results[run.name].finished),
-            key=lambda run: bool(in_use(run)),
-        )
+    def finished(self):
+        return sum(result.finished for result in self.results.values())
 
-    def submit(self, client):
+    def iterations(self):
+        """Iterations of all runs so far."""
+        from evaluation.study import iterations
+
+        return sum(min(iterations(run.outputs), run.args.max_iter) for run in self.runs)
+
+    def submit(self, client, todo):
+        """Makes tasks of runs; those that another process trains come last."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        gpus = visible_gpus() if not self.args.scheduler and self.runs[0].args.cuda else []
-        for run in self.todo():
+        gpus = [] if self.args.scheduler or not todo[0].args.cuda else visible_gpus()
+        for run in sorted(todo, key=lambda run: bool(in_use(run))):
             if holder := in_use(run):
-                print(f"{run.name}: its turn comes when {holder} has ended, which trains it")
+                print(f"{run.name}: its turn comes when {holder}, which trains it, has ended")
             call = run.flags, str(self.said(run)), self.args.parallel, gpus, str(ROOT), os.getcwd()
             self.tasks[client.submit(train, *call, key=f"{run.name}-{uuid.uuid4()}", retries=RETRIES)] = run
 
@@ -313,29 +306,24 @@ class Sweep:
         """The file of all that a run printed."""
         return self.folder.absolute() / f"{Path(run.name).name}.txt"
 
-    def work(self, client):
-        """Waits for the tasks to end, or for a signal; returns the signal, or None."""
+    def wait(self, client):
+        """Returns when all tasks have ended, or the signal on which those that had not have saved."""
         from training.run import StopSignals
         from utils import progress
 
-        total = sum(run.args.max_iter for run in self.runs)
-        with (
-            StopSignals() as stop,
-            progress(
-                total=total, initial=self.iterations(), unit="it", delay=0, leave=True, smoothing=0
-            ) as bar,
-        ):
+        total, begun = sum(run.args.max_iter for run in self.runs), self.iterations()
+        bar = progress(total=total, initial=begun, unit="it", delay=0, leave=True, smoothing=0)
+        with bar, StopSignals() as stop:
             while self.tasks and not stop.received:
                 time.sleep(POLL / 2)
                 for future in [future for future in self.tasks if future.done()]:
                     self.ended(self.tasks.pop(future), future)
-                done = sum(result.finished for result in self.results.values())
-                bar.set_description(f"{done} of {len(self.runs)} runs", refresh=False)
+                bar.set_description(f"{self.finished()} of {len(self.runs)} runs", refresh=False)
                 bar.update(self.iterations() - bar.n)
             client.cancel(list(self.tasks))
             end = time.monotonic() + STOP
-            while any(map(in_use, self.tasks.values())) and time.monotonic() < end:  # they save
-                time.sleep(POLL / 2)
+            while any(map(in_use, self.tasks.values())) and time.monotonic() < end:
+                time.sleep(POLL / 4)
         return stop.received
 
     def ended(self, run, future):
@@ -344,7 +332,7 @@ class Sweep:
 
         if future.cancelled():
             raise UserError(
-                f"lost the scheduler {self.args.scheduler}; the same command goes on with a new one"
+                f"lost the scheduler {self.args.scheduler}: the same command goes on with a new one"
             )
         status, last = future.result() if future.status == "finished" else (None, future.exception())
         result = self.results[run.name] = look(run)
@@ -353,48 +341,42 @@ class Sweep:
             tqdm.write(f"{run.name}: finished, reconstruction {loss:.1f}, KL {kl:.2f} nats")
         else:
             if status == 0:
-                last = f"its log or scores cannot be read; to train it again, remove {run.checkpoints}"
+                last = f"no log or scores; to train it again, remove {Path(run.args.ckpt_dir) / run.name}"
             tqdm.write(f"{run.name}: failed, {last}; all that it said: {self.said(run)}", file=sys.stderr)
         self.write()
-
-    def iterations(self):
-        """Iterations of all runs so far."""
-        from evaluation.study import iterations
-
-        return sum(min(iterations(run.outputs), run.args.max_iter) for run in self.runs)
 
     def write(self):
         """Writes summary.csv, summary.md and summary.png, and shows them on the dashboard."""
         from evaluation import study
         from viz import dashboard
 
+        for run in self.runs:
+            if not self.results[run.name].finished:
+                self.results[run.name] = look(run)
         study.write(self.folder, self.args.sweep_name, list(self.results.values()))
-        if self.board and (self.folder / "summary.png").exists():
-            self.board.send({"study": partial(dashboard.study, self.folder, self.args.sweep_name)})
+        if self.board and self.finished():
+            windows = partial(dashboard.study, self.folder, self.args.sweep_name)
+            self.board = self.board.send({"study": windows}) and self.board
 
 
 def run_sweep(args, runs):
     """Trains and summarises; returns the exit status: 0, 1 if a run failed, 128 + the signal that stopped it."""
     from dataset import return_data
 
-    sweep, stopped = Sweep(args, runs), None
-    todo = sweep.todo()
-    print(
-        f"{args.sweep_name}: {len(runs)} runs, {len(runs) - len(todo)} of them finished already", flush=True
-    )
-    if todo:
+    sweep, stopped, n = Sweep(args, runs), None, len(runs)
+    print(f"{args.sweep_name}: {n} runs, {sweep.finished()} of them finished already", flush=True)
+    if todo := [run for run in runs if not sweep.results[run.name].finished]:
         with connect(args) as client:
             # The data sets are made before the processes start that map them.
             for flags in {(run.args.dataset, run.args.dset_dir): run.args for run in todo}.values():
                 return_data(flags)
-            sweep.submit(client)
-            stopped = sweep.work(client)
+            sweep.submit(client, todo)
+            stopped = sweep.wait(client)
     sweep.write()
-    left = len(sweep.todo())
-    print(f"{len(runs) - left} of {len(runs)} runs are finished: see {sweep.folder}")
+    print(f"{sweep.finished()} of {n} runs are finished: see {sweep.folder}")
     if stopped:
         print(f"{args.sweep_name}: stopped; the same command goes on")
-    return 128 + stopped if stopped else int(left > 0)
+    return 128 + stopped if stopped else int(sweep.finished() < n)
 
 
 def main(argv=None):

@@ -24,7 +24,7 @@ from training.checkpoint import read_checkpoint
 from training.lock import take_folder
 from viz import figures
 
-LONG = ["--max_iter", 400, "--save_step", 100, "--display_step", 400]  # some seconds
+LONG = ["--max_iter", 160, "--save_step", 40, "--display_step", 160]  # some seconds
 
 
 @pytest.fixture
@@ -270,7 +270,7 @@ def test_a_signal_lets_the_runs_save_and_the_sweep_says_so(runs, start, number):
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 128 + number and "the same command goes on" in output
     assert "Traceback" not in output and not trainers(runs)
-    assert 0 < read_checkpoint(runs.checkpoint("s_seed=1"))["iter"] < 400
+    assert 0 < read_checkpoint(runs.checkpoint("s_seed=1"))["iter"] < 160
     assert said(runs, "s_seed=1").count("stopped at iteration") == 1
     assert not runs.outputs("s_seed=2").exists()
 
@@ -281,7 +281,7 @@ def test_the_runs_of_a_killed_sweep_save_and_end_and_a_second_call_goes_on(runs,
     process.kill()
     wait_until(lambda: not trainers(runs))
     stopped = read_checkpoint(runs.checkpoint("s_seed=1"))["iter"]
-    assert 0 < stopped < 400 and f"stopped at iteration {stopped}" in said(runs, "s_seed=1")
+    assert 0 < stopped < 160 and f"stopped at iteration {stopped}" in said(runs, "s_seed=1")
     call("--seed", "1,2", "--parallel", 2, *LONG)
     assert f"resumed at iteration {stopped}" in said(runs, "s_seed=1")
     runs.run("alone", "--seed", 1, "--save_output", "False", *LONG)
@@ -304,7 +304,7 @@ def test_a_run_that_is_killed_once_resumes(runs, start):
     trainers(runs)[0].kill()
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 0 and "s_seed=1: finished" in output
-    assert "resumed at iteration 100" in said(runs, "s_seed=1")
+    assert "resumed at iteration" in said(runs, "s_seed=1")
 
 
 # On workers of another scheduler.
@@ -379,6 +379,13 @@ def test_no_scheduler_and_no_dask_are_one_line(call, monkeypatch):
         assert err.count("\n") == 1 and f"no dask scheduler at {address}" in err
     monkeypatch.setitem(sys.modules, "distributed", None)
     assert call(status=1).err == "sweep.py: a sweep needs dask.distributed: pip install distributed\n"
+
+
+def test_no_other_machine_can_reach_the_workers_of_a_sweep_of_its_own():
+    before = set(psutil.Process().net_connections())
+    with sweep.connect(SimpleNamespace(scheduler=None, parallel=2)):
+        opened = set(psutil.Process().net_connections()) - before
+    assert opened and {each.laddr.ip for each in opened} == {"127.0.0.1"}
 
 
 @pytest.fixture
