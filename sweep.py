@@ -229,10 +229,11 @@ def look(run):
     from evaluation.study import Result, read_numbers
     from training.checkpoint import read_checkpoint
     from training.settings import defining_flags, saved_flags
+    from utils import UserError
 
     numbers = None
     # Of a checkpoint that is missing, damaged or of other settings, main.py says what is wrong.
-    with contextlib.suppress(OSError, ValueError, LookupError, AttributeError, TypeError):
+    with contextlib.suppress(UserError, OSError, ValueError, LookupError, AttributeError, TypeError):
         state = read_checkpoint(Path(run.args.ckpt_dir) / run.name / "last")
         same = defining_flags(saved_flags(state["arguments"])) == defining_flags(run.args)
         if same and state["iter"] >= run.args.max_iter:
