@@ -382,9 +382,12 @@ def run_sweep(args, runs):
 
 def main(argv=None):
     """Runs the program; returns its exit status."""
-    args, runs = parse(argv)
-    from utils import exit_status
-
+    try:
+        args, runs = parse(argv)
+        from utils import exit_status
+    except KeyboardInterrupt:  # amid the imports
+        print("sweep.py: interrupted", file=sys.stderr)
+        return 130
     return exit_status("sweep.py", "interrupted", partial(run_sweep, args, runs))
 
 

@@ -307,6 +307,11 @@ def test_a_run_that_is_killed_once_resumes(runs, start):
     assert "resumed at iteration" in said(runs, "s_seed=1")
 
 
+def test_ctrl_c_amid_the_imports_is_one_line(monkeypatch, capsys):
+    monkeypatch.setattr(sweep, "parse", lambda argv: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert sweep.main([]) == 130 and capsys.readouterr().err == "sweep.py: interrupted\n"
+
+
 # On workers of another scheduler.
 
 
