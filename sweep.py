@@ -1,49 +1,44 @@
 """Trains many runs, a grid of seeds and settings, and shows how far they spread.
 
-    python sweep.py --sweep_name betas --seed 0-9 --beta 1,4,8 --max_iter 5e4     # and any flag of main.py
-    python sweep.py --sweep_name betas --seed 0-9 --beta 1,4,8 --max_iter 5e4 --dry_run True
-    torchrun --nproc_per_node 2 sweep.py --sweep_name betas --seed 0-9 --beta 1,4,8 --max_iter 5e4
+    python sweep.py --sweep_name betas --seed 0-9 --beta 1 4 8 --max_iter 5e4 --parallel 2
+    PROGRAM=sweep.py sh run_dsprites_B.sh --seed 1 2 3 4 5
+    python sweep.py --sweep_name betas --seed 0-9 --beta 1 4 8 --scheduler tcp://HOST:8786
 
-A comma separates the values of a number or of a choice, and 0-9 is ten whole numbers. Each run is a main.py of
-its own, named betas_beta=1_seed=0, with folders as any other. The same command, once more or on another machine
-that shares the folders, skips what is finished, resumes what was interrupted, and leaves alone what another process
-trains. outputs/<sweep_name>/ gets summary.csv, summary.md and summary.png, and what each run says, as text.
+Any flag of main.py can be given (python main.py --help). Several values of a flag, "1 4 8", "1,4,8" or "0-9", span
+the grid; a run is named after its values, as in betas_beta=1_seed=0, and has folders as any other. The same command
+again skips finished runs and resumes interrupted ones. outputs/<sweep_name>/ gets summary.csv, summary.md, summary.png
+and the text that each run prints.
 """
 
 import argparse
-import ctypes
+import contextlib
 import itertools
+import logging
 import math
 import os
 import re
-import signal
 import subprocess
 import sys
-import tempfile
+import threading
 import time
+import uuid
 from functools import partial
 from pathlib import Path
+from signal import SIGTERM, Signals
 from typing import NamedTuple
 
-import torch
 from tqdm import tqdm
 
-import main as program
-from dataset import return_data
-from evaluation.study import Summary, iterations
-from training.lock import lock_holder
-from training.run import StopSignals
-from training.settings import FLAGS_OF, defining_flags
-from utils import UserError, boolean, count, progress, run_cli
+# What takes seconds to import, as torch does, is imported where it is used: --help needs none of it.
 
-OWN = ("sweep_name", "parallel", "dry_run")  # flags that main.py does not know
-FIXED = ("train", "ckpt_name", "overwrite")  # each run decides by what is on disk
-PAUSE = 0.1  # seconds between looks at the processes
-LOOK = 2  # seconds between looks at the logs
-TRIAL = 10  # seconds of training that --dry_run measures, and
-ENOUGH = 50  # iterations, at least
-GRACE = 60  # seconds in which a run that another process holds may yet be let go, as after a kill
-MOST = 100_000  # runs of a grid
+ROOT = Path(__file__).resolve().parent
+FIXED = ("train", "ckpt_name", "overwrite")  # flags of main.py that a sweep decides by what is on disk
+RESUMABLE = ("max_iter", "precision")  # flags that may vary, although a run may go on with another value
+MOST_RUNS = 10_000
+RETRIES = 3  # after a worker or a main.py was killed
+POLL = 1  # seconds between looks at a process or at the logs
+CONNECT = 30  # seconds in which a scheduler must answer
+STOP = 60  # seconds a stopped sweep waits for its runs to save
 
 
 # The grid.
@@ -52,383 +47,348 @@ MOST = 100_000  # runs of a grid
 class Run(NamedTuple):
     """A cell of the grid."""
 
+    name: str
     settings: dict  # flags that the grid varies, as typed; the seed last
-    flags: dict  # all that main.py gets, as typed
-    args: argparse.Namespace  # the same, read
-
-    @property
-    def name(self):
-        return self.args.viz_name
+    flags: list  # all flags of its main.py, as typed
+    args: argparse.Namespace  # the same, parsed
 
     @property
     def outputs(self):
         return Path(self.args.output_dir) / self.name
 
-    @property
-    def checkpoints(self):
-        return Path(self.args.ckpt_dir) / self.name
-
 
 def make_parser():
-    parser = program.make_parser()
-    parser.prog, parser.description = "sweep.py", __doc__
-    parser.formatter_class = type(
-        "Help", (argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter), {}
+    parser = argparse.ArgumentParser(
+        prog="sweep.py",
+        description=__doc__,
+        allow_abbrev=False,
+        exit_on_error=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    add = parser.add_argument_group(
-        "the sweep; all flags above are main.py's, but --viz_name, which is not used, "
-        f"and {', '.join(f'--{name}' for name in FIXED)}, which are refused"
-    ).add_argument
-    add(
-        "--sweep_name",
-        required=True,
-        default=argparse.SUPPRESS,
-        help="name of the study: of its folder, and the start of its runs' names",
-    )
-    add(
-        "--parallel",
-        type=count,
-        default=1,
-        help="runs at once in this process, each with its share of the CPU threads unless --threads says how many",
-    )
-    add(
-        "--dry_run",
-        type=boolean,
-        default=False,
-        help=f"print the runs and the hours they will take, from {TRIAL} or more seconds of training; keep nothing",
-    )
+    # fmt: off
+    parser.add_argument("--sweep_name", help="name of the study's folder, and start of its runs' names; "
+                        "without: <viz_name>_sweep")
+    parser.add_argument("--parallel", type=int, default=1, help="runs at once on a machine, each with its share of "
+                        "the CPU threads unless --threads says how many (default: 1)")
+    parser.add_argument("--scheduler", metavar="ADDRESS", help="dask scheduler whose workers train the runs; they "
+                        "need the same code and folders (default: workers inside this process)")
+    # fmt: on
     return parser
 
 
+def refuse(message):
+    message = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(message))
+    print(f"sweep.py: {message}", file=sys.stderr)
+    raise SystemExit(2)
+
+
 def expand(text):
-    """The values in "1,4,8" or "0-9", as texts; a range is between two whole numbers without a sign."""
-    values = []
+    """The values in "1,4,8" or "0-9", as typed; a range lies between two whole numbers without a sign."""
     for part in text.split(","):
-        if ends := re.fullmatch(r"(\d+)-(\d+)", part.strip()):
-            first, last = map(int, ends.groups())
-            values += map(str, range(first, min(last, first + MOST) + 1)) if first <= last else [part]
+        if (ends := re.fullmatch(r"(\d+)-(\d+)", part)) and int(ends[1]) <= int(ends[2]):
+            yield from map(str, range(int(ends[1]), min(int(ends[2]), int(ends[1]) + MOST_RUNS) + 1))
         else:
-            values.append(part.strip())
-    return values
+            yield part
+
+
+def read_flags(tokens):
+    """{flag: its values, as typed} of flags that are main.py's; of a flag that is given twice, the last counts."""
+    flags, name = {}, None
+    for token in tokens:
+        if token.startswith("--"):
+            name, equals, value = token[2:].partition("=")
+            flags[name] = [value] if equals else []
+        elif name is None:
+            refuse(f"{token!r} belongs to no flag")
+        else:
+            flags[name].append(token)
+    for name, texts in flags.items():
+        if not texts:
+            refuse(f"--{name} needs a value")
+        if not name.endswith(("_dir", "_name", "_server")):  # names may hold commas
+            flags[name] = list(itertools.chain.from_iterable(map(expand, texts)))
+    return flags
 
 
 def parse(argv=None):
-    """Flags of the sweep, and its runs; what makes no sense in any of them ends the program with one line."""
-    argv = sys.argv[1:] if argv is None else argv
-    parser, texts = make_parser(), make_parser()
-    if {"-h", "--help"} & set(argv):
-        parser.parse_args(argv)
-    lists = {
-        action.dest
-        for action in parser._actions
-        # scores are what runs are compared by
-        if action.choices or action.type in (count, float)
-    } - {*OWN, "metrics"}
-    for action in texts._actions:  # as typed, and only what was typed
-        action.type, action.choices, action.default = str, None, argparse.SUPPRESS
-    flags = vars(texts.parse_args(argv))
-    own = {name: flags.pop(name) for name in OWN if name in flags}
-    args = parser.parse_args([f"--{name}={text}" for name, text in own.items()])
-    name = Path(args.sweep_name)
-    if not args.sweep_name.strip() or ".." in name.parts or name.is_absolute() or args.parallel < 1:
-        parser.error("--sweep_name must be a name for a folder inside output_dir, and --parallel at least 1")
-    for name in flags.keys() & {*FIXED}:
-        parser.error(
-            f"--{name} is for single runs: a sweep starts, resumes and skips its runs by what is on disk"
-        )
-
-    varied = {
-        name: expand(text)
-        for name, text in flags.items()
-        if name in lists and re.search(r",|^\d+-\d+$", text)
-    }
-    names = sorted(varied, key=lambda name: name == "seed")  # the seed last, others in the order typed
-    if math.prod(map(len, varied.values())) > MOST:
-        parser.error(f"the grid has more than {MOST:,} runs")
-    # Seeds change slowest: what is finished of a study tells of all its settings.
-    cells = itertools.product(*(varied[name] for name in reversed(names)))
-    runs = [make_run(parser, {**flags, **own}, dict(zip(names, reversed(cell)))) for cell in cells]
-    if len({tuple(getattr(run.args, name) for name in names) for run in runs}) < len(runs):
-        parser.error(f"the grid holds a run twice: a value of --{' or --'.join(names)} is repeated")
-    for name in names:
-        for run in runs:
-            if name in sum(FLAGS_OF.values(), []) and name not in defining_flags(run.args):
-                parser.error(
-                    f"--{name} changes nothing with --objective {run.args.objective} --optimizer "
-                    f"{run.args.optimizer}: its runs would be the same"
-                )
-    return args, runs
+    """Flags of the sweep, and its runs; bad flags of either end the program with one line and status 2."""
+    try:
+        args, rest = make_parser().parse_known_args(argv)
+    except argparse.ArgumentError as error:
+        refuse(error)
+    flags = read_flags(rest)
+    if fixed := [name for name in FIXED if name in flags]:
+        refuse(f"--{fixed[0]} is for single runs: a sweep starts, resumes or skips runs by what is on disk")
+    if script := flags.pop("viz_name", None):
+        args.sweep_name = args.sweep_name or f"{script[-1]}_sweep"
+    if not args.sweep_name:
+        refuse("--sweep_name is missing: the name of the study's folder, and the start of its runs' names")
+    if args.parallel < 1:
+        refuse("--parallel must be at least 1")
+    return args, grid(args.sweep_name, flags)
 
 
-def make_run(parser, flags, settings):
-    name = "_".join([flags["sweep_name"], *(f"{name}={text}" for name, text in settings.items())])
-    flags = {**flags, **settings, "viz_name": name}
-    args = program.parse([f"--{name}={text}" for name, text in flags.items()], parser)
-    return Run(settings, {name: text for name, text in flags.items() if name not in OWN}, args)
+def grid(sweep_name, flags):
+    """The runs of all combinations of values. Seeds change slowest, so that a part of a study covers all settings."""
+    import main
+    from training.settings import defining_flags
+
+    flags.setdefault("seed", [str(main.make_parser().get_default("seed"))])
+    varied = [name for name, texts in flags.items() if len(texts) > 1 and name != "seed"] + ["seed"]
+    if math.prod(map(len, flags.values())) > MOST_RUNS:
+        refuse(f"the grid has more than {MOST_RUNS:,} runs")
+    runs, constant = [], {name: texts[0] for name, texts in flags.items()}
+    for cell in itertools.product(*(flags[name] for name in reversed(varied))):
+        settings = dict(zip(varied, reversed(cell)))
+        name = "_".join([sweep_name, *(f"{name}={text}" for name, text in settings.items())])
+        typed = [f"--{name}={text}" for name, text in {**constant, **settings, "viz_name": name}.items()]
+        runs.append(Run(name, settings, typed, main.parse(typed)))
+        for flag in settings.keys() - defining_flags(runs[-1].args).keys() - {*RESUMABLE}:
+            refuse(f"--{flag} takes one value: with another one, {name} would be the same run")
+    if len({tuple(getattr(run.args, name) for name in varied) for run in runs}) < len(runs):
+        refuse(f"a value of --{' or --'.join(varied)} is given twice")
+    return runs
 
 
-# Processes.
+# A run, on a worker.
 
 
-class Place(NamedTuple):
-    """Which of the study's processes this is."""
+def in_use(run):
+    """Which process trains a run, as text; None if none does."""
+    from training.lock import lock_holder
 
-    rank: int
-    world: int
-    local_rank: int  # on this machine, of
-    local_world: int  # those that share the CPUs that this one may use
+    return lock_holder(run.outputs)
 
 
-def find_place(env=os.environ):
-    """The place that torchrun or SLURM give this process; of SLURM's, each has CPUs of its own."""
+def run_main():
+    """What the process that train() starts does: main.py, once no other process trains in the run's folder.
 
-    def numbers(**defaults):
-        return [int(env.get(name, default)) for name, default in defaults.items()]
+    Its standard input is a pipe from the worker. It closes when the worker wants the run to stop, and when the
+    worker, or the whole sweep, is killed; then main.py gets SIGTERM, on which it saves and ends.
+    """
 
-    if "RANK" in env:
-        return Place(*numbers(RANK=0, WORLD_SIZE=1, LOCAL_RANK=0, LOCAL_WORLD_SIZE=1))
-    if "SLURM_ARRAY_TASK_ID" in env:
-        task, first, step, tasks = numbers(
-            SLURM_ARRAY_TASK_ID=0, SLURM_ARRAY_TASK_MIN=0, SLURM_ARRAY_TASK_STEP=1, SLURM_ARRAY_TASK_COUNT=1
-        )
-        return Place((task - first) // step, tasks, 0, 1)
-    return Place(*numbers(SLURM_PROCID=0, SLURM_NTASKS=1, SLURM_LOCALID=0), 1)
+    def stop_with_the_worker():
+        os.read(0, 1)
+        os.kill(os.getpid(), SIGTERM)
 
+    threading.Thread(target=stop_with_the_worker, daemon=True).start()
+    import main
 
-class Child:
-    """A main.py at work on a run. What it says goes to the end of a text file in the study's folder."""
-
-    def __init__(self, run, sweep, slot, place):
-        self.run, self.began = run, time.monotonic()
-        folder = Path(run.args.output_dir) / sweep.sweep_name
-        folder.mkdir(parents=True, exist_ok=True)
-        self.said = folder / f"{Path(run.name).name}.txt"
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        threads = run.args.threads or max(1, cores // (place.local_world * sweep.parallel))
-        flags = [f"--{name}={text}" for name, text in {**run.flags, "threads": threads}.items()]
-        with open(self.said, "ab") as file:
-            self.start = file.tell()
-            # In a session of its own, Ctrl-C reaches it through the sweep, once, and it saves.
-            self.process = subprocess.Popen(
-                [sys.executable, "-u", Path(__file__).with_name("main.py"), *flags],
-                stdin=subprocess.DEVNULL,
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                preexec_fn=end_with_parent(),
-                env=environment(place.local_rank * sweep.parallel + slot, run.args.cuda),
-            )
-
-    def last_words(self):
-        text = self.said.read_bytes()[self.start :].decode(errors="replace")
-        return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")
-
-    def reason(self):
-        """Why it ended early, in a line."""
-        status = self.process.returncode
-        if not status and not iterations(self.run):
-            return f"{self.run.outputs / 'log.csv'} is gone or damaged: to train it again, remove {self.run.checkpoints}"
-        return f"{signal.Signals(-status).name if status < 0 else f'status {status}'}: {self.last_words()}"
+    args = main.parse()
+    run = Run(args.viz_name, {}, sys.argv[1:], args)
+    if holder := in_use(run):  # perhaps the main.py of a lost worker, which is about to end
+        print(f"{run.name}: waiting for {holder}, which trains it")
+    while in_use(run):
+        time.sleep(POLL / 4)
+    sys.exit(main.main())
 
 
-def end_with_parent():
-    """What a child calls first: Linux then sends it SIGTERM when the sweep is killed, and it saves and ends."""
-    PR_SET_PDEATHSIG = 1  # prctl.h
-    if sys.platform == "linux":
-        return partial(ctypes.CDLL(None).prctl, PR_SET_PDEATHSIG, signal.SIGTERM)
+def train(flags, said, parallel, gpus, root, cwd):
+    """A task of dask: trains a run in a process of its own, for as long as the scheduler wants this worker to.
+
+    Returns the exit status and the last line that the run printed; said is the file for all of it. A process that
+    was killed is a RuntimeError, after which dask tries again. Uses nothing of this repository, which workers of
+    another scheduler need not have on their path.
+    """
+    from distributed import get_client, get_worker
+
+    worker = get_worker()
+    key = worker.get_current_task()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    threads = f"--threads={max(1, cores // parallel)}"  # unless flags say otherwise: the last counts
+    gpu = {"CUDA_VISIBLE_DEVICES": gpus[worker.name % len(gpus)]} if gpus else {}
+    code = f"import sys; sys.path[0] = {root!r}; import sweep; sweep.run_main()"
+    with open(said, "a+b") as file:
+        start = file.seek(0, os.SEEK_END)
+        with subprocess.Popen(
+            [sys.executable, "-u", "-c", code, threads, *flags],
+            stdin=subprocess.PIPE,  # closed on leaving, which then waits for the process: see run_main()
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # Ctrl-C stops the sweep, and the sweep its runs
+            env={**os.environ, **gpu},
+            cwd=cwd,
+        ) as child:
+            # A scheduler that lost this worker, or the sweep, no longer counts the task as this worker's.
+            while child.poll() is None and key in get_client().processing([worker.address])[worker.address]:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    child.wait(POLL)
+        file.seek(start)
+        lines = file.read().decode(errors="replace").splitlines()
+    last = next((line.strip() for line in reversed(lines) if line.strip()), "it printed nothing")
+    if child.returncode < 0:
+        raise RuntimeError(f"{Signals(-child.returncode).name}: {last}")
+    return child.returncode, last
 
 
-def environment(number, cuda):
-    """Variables for the child of that number on this machine: where there are several GPUs, one of them."""
-    env = dict(os.environ)
-    if "TORCHELASTIC_RUN_ID" in env:  # torchrun sets it to 1, which would slow the scoring down
-        env.pop("OMP_NUM_THREADS", None)
-    if cuda and (devices := torch.cuda.device_count()) > 1:
-        names = env.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(devices)))).split(",")
-        env["CUDA_VISIBLE_DEVICES"] = names[number % len(names)]
-    return env
+# The sweep.
 
 
-class Crew:
-    """Trains what is not finished, --parallel runs at a time: this process's share first, then whatever is free."""
+def look(run):
+    """What is on disk of a run. It is finished when main.py has nothing left to do: neither to train nor to score."""
+    from evaluation.study import Result, read_numbers
+    from training.checkpoint import read_checkpoint
+    from training.settings import defining_flags, saved_flags
+    from utils import UserError
 
-    def __init__(self, args, runs, summary):
-        self.args, self.runs, self.summary, self.place = args, runs, summary, find_place()
-        # First runs[rank::world], then the shares of the next ranks.
-        self.order = [
-            runs[i] for i in sorted(range(len(runs)), key=lambda i: (i - self.place.rank) % self.place.world)
-        ]
-        self.children, self.failed, self.elsewhere = {}, set(), []
-        self.last_start = self.shown = time.monotonic()
-
-    def work(self):
-        """Returns the exit status: 0, 1 if a run failed, 130 or 143 if told to stop."""
-        with StopSignals() as stop, self.progress_bar() as bar:
-            try:
-                while self.step() and not stop.received:
-                    if time.monotonic() > self.shown + LOOK:
-                        self.show(bar)
-                    time.sleep(PAUSE)
-            finally:
-                for child in self.children.values():
-                    child.process.terminate()  # it saves
-                for child in self.children.values():
-                    child.process.wait()
-                self.show(bar)
-        if stop.received:
-            print(f"{self.args.sweep_name}: stopped; the same command goes on")
-            return 128 + stop.received
-        return int(not all(self.summary.done(run) for run in self.runs if run.name in self.failed))
-
-    def step(self):
-        """Notes what has ended, starts what is free; False when nothing is left to do or to wait for."""
-        for slot, child in list(self.children.items()):
-            if child.process.poll() is not None:
-                del self.children[slot]
-                self.ended(child)
-        for slot in range(self.args.parallel):
-            if slot not in self.children and (run := self.next_run()):
-                self.children[slot] = Child(run, self.args, slot, self.place)
-                self.last_start = time.monotonic()
-        # What others train may become free. A task of an array does not keep its machine waiting for long.
-        wait = self.elsewhere and (
-            "SLURM_ARRAY_TASK_ID" not in os.environ or time.monotonic() < self.last_start + GRACE
-        )
-        return self.children or wait
-
-    def next_run(self):
-        """A run that nobody trains and that is not finished, or None; notes which others train."""
-        self.elsewhere = []
-        taken = self.failed | self.summary.rows.keys() | {child.run.name for child in self.children.values()}
-        for run in self.order:
-            if run.name not in taken:
-                if lock_holder(run.outputs):
-                    self.elsewhere.append(run)
-                elif not self.summary.done(run):
-                    return run
-        return None
-
-    def ended(self, child):
-        """Tells in a line how a run went, and brings the summary up to date."""
-        run, minutes = child.run, (time.monotonic() - child.began) / 60
-        if child.process.returncode == 0 and self.summary.done(run):
-            row = self.summary.rows[run.name]
-            tqdm.write(
-                f"{run.name}: finished after {minutes:.1f} min, reconstruction {row['recon_loss']:.1f}, "
-                f"KL {row['total_kld']:.2f} nats"
-            )
-        elif lock_holder(run.outputs) or self.summary.done(run):
-            tqdm.write(f"{run.name}: {child.last_words()}")  # another process was faster
-        else:
-            self.failed.add(run.name)
-            tqdm.write(f"{run.name}: failed, {child.reason()}; all it said: {child.said}", file=sys.stderr)
-        self.summary.write()
-
-    def progress_bar(self):
-        total = sum(run.args.max_iter for run in self.runs)
-        return progress(
-            total=total,
-            initial=self.trained(),
-            unit="it",
-            delay=0,
-            leave=True,
-            smoothing=0,
-            disable=self.place.local_rank > 0,
-        )
-
-    def trained(self):
-        """Iterations of all runs so far, whoever trains them."""
-        return sum(
-            run.args.max_iter if run.name in self.summary.rows else min(iterations(run), run.args.max_iter)
-            for run in self.runs
-        )
-
-    def show(self, bar):
-        bar.set_description(f"{len(self.summary.rows)} of {len(self.runs)} runs", refresh=False)
-        bar.update(self.trained() - bar.n)
-        self.shown = time.monotonic()
+    numbers = None
+    # Of a checkpoint that is missing, damaged or of other settings, main.py says what is wrong.
+    with contextlib.suppress(UserError, OSError, ValueError, LookupError, AttributeError, TypeError):
+        state = read_checkpoint(Path(run.args.ckpt_dir) / run.name / "last")
+        same = defining_flags(saved_flags(state["arguments"])) == defining_flags(run.args)
+        if same and state["iter"] >= run.args.max_iter:
+            numbers = read_numbers(run.outputs, run.args.metrics)
+    return Result(run.name, run.settings, bool(numbers), numbers or read_numbers(run.outputs) or {})
 
 
-# The time that it will take.
+def connect(args):
+    """A client of the scheduler at --scheduler, or of one in this process with --parallel workers.
 
+    Those workers are threads, as each only waits for its main.py; other machines can reach none of them.
+    """
+    from utils import UserError
 
-def estimate(args, runs, done):
-    """Prints the grid and, from some seconds of training, how long what is not done will take."""
-    for run in runs:
-        state = "finished" if run.name in done else f"{iterations(run):,} of {run.args.max_iter:,}"
-        print(f"{run.name:60} {state}")
-    if todo := [run for run in runs if run.name not in done]:
-        left = sum(max(0, run.args.max_iter - iterations(run)) for run in todo)
-        together = todo[: args.parallel]
-        rate = measure(args, together)
-        print(
-            f"{len(todo)} of {len(runs)} runs to train, {left:,} iterations. The first {len(together)}, at once, made "
-            f"{rate:.1f} it/s in all just now: {left / rate / 3600:.2f} hours, without pictures and scores"
-        )
-
-
-def measure(args, runs):
-    """Iterations a second of runs that train at once, in a folder that is removed afterwards."""
-    with tempfile.TemporaryDirectory() as folder:
-        trial = dict(
-            output_dir=f"{folder}/outputs",
-            ckpt_dir=f"{folder}/checkpoints",
-            max_iter="1e9",
-            gather_step="5",
-            display_step="1e9",
-            save_step="1e9",
-            viz_on="False",
-            metrics="none",
-        )
-        runs = [
-            make_run(make_parser(), {**run.flags, **run.settings, **trial, "sweep_name": f"trial_{i}"}, {})
-            for i, run in enumerate(runs)
-        ]
-        children = [Child(run, args, slot, find_place()) for slot, run in enumerate(runs)]
+    try:
+        from distributed import Client
+    except ImportError:
+        raise UserError("a sweep needs dask.distributed: pip install distributed") from None
+    for name in ("distributed", "distributed.client"):  # what fails is said in a line, by ended()
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    if args.scheduler:
         try:
-            while not all(map(iterations, runs)):
-                wait(children)
-            before, began, made, seconds = sum(map(iterations, runs)), time.monotonic(), 0, 0
-            while seconds < TRIAL or made < ENOUGH:
-                wait(children)
-                made, seconds = sum(map(iterations, runs)) - before, time.monotonic() - began
-            return made / seconds
-        finally:
-            for child in children:
-                child.process.kill()
-                child.process.wait()
+            return Client(args.scheduler, timeout=CONNECT)
+        except (OSError, ValueError) as error:
+            raise UserError(f"no dask scheduler at {args.scheduler}: {error}") from None
+    pages = dict.fromkeys(("dashboard_address", "worker_dashboard_address"), "127.0.0.1:0")
+    return Client(n_workers=args.parallel, threads_per_worker=1, processes=False, memory_limit=0, **pages)
 
 
-def wait(children):
-    """Pauses; raises UserError if one of the children has ended."""
-    time.sleep(PAUSE)
-    for child in children:
-        if child.process.poll() is not None:
-            raise UserError(f"{child.run.name}: {child.reason()}")
+def visible_gpus():
+    """The GPUs of this machine as CUDA_VISIBLE_DEVICES names them, if there are several to share out."""
+    import torch
+
+    n = torch.cuda.device_count()
+    names = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(n)))).split(",")
+    return names if n > 1 else []
+
+
+class Sweep:
+    """The runs of a study: what is on disk of them, the tasks that train them, and the summary."""
+
+    def __init__(self, args, runs):
+        from viz.dashboard import Dashboard
+
+        self.args, self.runs, one = args, runs, runs[0].args
+        self.folder = Path(one.output_dir) / args.sweep_name
+        self.board = one.viz_on and Dashboard(self.folder, args.sweep_name, one.viz_server, one.viz_port)
+        self.results = {run.name: look(run) for run in runs}
+        self.tasks = {}  # {future: run}
+
+    def finished(self):
+        return sum(result.finished for result in self.results.values())
+
+    def iterations(self):
+        """Iterations of all runs so far."""
+        from evaluation.study import iterations
+
+        return sum(min(iterations(run.outputs), run.args.max_iter) for run in self.runs)
+
+    def submit(self, client, todo):
+        """Makes tasks of runs; those that another process trains come last."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        gpus = [] if self.args.scheduler or not todo[0].args.cuda else visible_gpus()
+        for run in sorted(todo, key=lambda run: bool(in_use(run))):
+            if holder := in_use(run):
+                print(f"{run.name}: its turn comes when {holder}, which trains it, has ended")
+            call = run.flags, str(self.said(run)), self.args.parallel, gpus, str(ROOT), os.getcwd()
+            self.tasks[client.submit(train, *call, key=f"{run.name}-{uuid.uuid4()}", retries=RETRIES)] = run
+
+    def said(self, run):
+        """The file of all that a run printed."""
+        return self.folder.absolute() / f"{Path(run.name).name}.txt"
+
+    def wait(self, client):
+        """Returns when all tasks have ended, or the signal on which those that had not have saved."""
+        from training.run import StopSignals
+        from utils import progress
+
+        total, begun = sum(run.args.max_iter for run in self.runs), self.iterations()
+        bar = progress(total=total, initial=begun, unit="it", delay=0, leave=True, smoothing=0)
+        with bar, StopSignals() as stop:
+            while self.tasks and not stop.received:
+                time.sleep(POLL / 2)
+                for future in [future for future in self.tasks if future.done()]:
+                    self.ended(self.tasks.pop(future), future)
+                bar.set_description(f"{self.finished()} of {len(self.runs)} runs", refresh=False)
+                bar.update(self.iterations() - bar.n)
+            client.cancel(list(self.tasks))
+            end = time.monotonic() + STOP
+            while any(map(in_use, self.tasks.values())) and time.monotonic() < end:
+                time.sleep(POLL / 4)
+        return stop.received
+
+    def ended(self, run, future):
+        """Says in a line how a run went, and brings the summary up to date."""
+        from utils import UserError
+
+        if future.cancelled():
+            raise UserError(
+                f"lost the scheduler {self.args.scheduler}: the same command goes on with a new one"
+            )
+        status, last = future.result() if future.status == "finished" else (None, future.exception())
+        result = self.results[run.name] = look(run)
+        if result.finished:
+            loss, kl = result.numbers["recon_loss"], result.numbers["total_kld"]
+            tqdm.write(f"{run.name}: finished, reconstruction {loss:.1f}, KL {kl:.2f} nats")
+        else:
+            if status == 0:
+                last = f"no log or scores; to train it again, remove {Path(run.args.ckpt_dir) / run.name}"
+            tqdm.write(f"{run.name}: failed, {last}; all that it said: {self.said(run)}", file=sys.stderr)
+        self.write()
+
+    def write(self):
+        """Writes summary.csv, summary.md and summary.png, and shows them on the dashboard."""
+        from evaluation import study
+        from viz import dashboard
+
+        for run in self.runs:
+            if not self.results[run.name].finished:
+                self.results[run.name] = look(run)
+        study.write(self.folder, self.args.sweep_name, list(self.results.values()))
+        if self.board and self.finished():
+            windows = partial(dashboard.study, self.folder, self.args.sweep_name)
+            self.board = self.board.send({"study": windows}) and self.board
+
+
+def run_sweep(args, runs):
+    """Trains and summarises; returns the exit status: 0, 1 if a run failed, 128 + the signal that stopped it."""
+    from dataset import return_data
+
+    sweep, stopped, n = Sweep(args, runs), None, len(runs)
+    print(f"{args.sweep_name}: {n} runs, {sweep.finished()} of them finished already", flush=True)
+    if todo := [run for run in runs if not sweep.results[run.name].finished]:
+        with connect(args) as client:
+            # The data sets are made before the processes start that map them.
+            for flags in {(run.args.dataset, run.args.dset_dir): run.args for run in todo}.values():
+                return_data(flags)
+            sweep.submit(client, todo)
+            stopped = sweep.wait(client)
+    sweep.write()
+    print(f"{sweep.finished()} of {n} runs are finished: see {sweep.folder}")
+    if stopped:
+        print(f"{args.sweep_name}: stopped; the same command goes on")
+    return 128 + stopped if stopped else int(sweep.finished() < n)
 
 
 def main(argv=None):
     """Runs the program; returns its exit status."""
-    args, runs = parse(argv)
-
-    def run():
-        summary = Summary(args, runs)
-        todo = [run for run in runs if not summary.done(run)]
-        # The data sets are made before the processes start that map them.
-        for flags in {(run.args.dataset, run.args.dset_dir): run.args for run in todo}.values():
-            return_data(flags)
-        if args.dry_run:
-            return estimate(args, runs, summary.rows)
-        print(
-            f"{args.sweep_name}: {len(runs)} runs, {len(runs) - len(todo)} of them finished already",
-            flush=True,
-        )
-        status = Crew(args, runs, summary).work() if todo else 0
-        summary.write()
-        print(f"{len(summary.rows)} of {len(runs)} runs are finished: see {summary.folder}")
-        return status
-
-    return run_cli("sweep.py", "interrupted", run)
+    try:
+        args, runs = parse(argv)
+        from utils import run_cli
+    except KeyboardInterrupt:  # amid the imports
+        print("sweep.py: interrupted", file=sys.stderr)
+        return 130
+    return run_cli("sweep.py", "interrupted", partial(run_sweep, args, runs))
 
 
 if __name__ == "__main__":
