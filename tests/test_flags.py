@@ -10,10 +10,6 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 import main
-import sweep
-from helpers import ROOT
-
-TEXTS = [ROOT / "README.md", ROOT / "misc" / "capacity.md"]
 
 
 @pytest.mark.parametrize(
@@ -136,85 +132,3 @@ def test_any_command_line_is_accepted_or_one_line_and_status_2(words):
         message = err.getvalue()
         assert stop.code == (0 if "-h" in argv or "--help" in argv else 2)
         assert stop.code == 0 or (message.count("\n") == 1 and message.endswith("\n") and not out.getvalue())
-
-
-# README and scripts.
-
-
-def commands():
-    """Each command of main.py and sweep.py in texts and scripts: file, program, flags, with its line ends joined."""
-    for path in [*TEXTS, *ROOT.glob("*.sh")]:
-        text = path.read_text().replace("\\\n", " ")
-        for line in text.splitlines():
-            if "--help" in line:
-                continue
-            program = sweep if "sweep.py" in line else main
-            if found := re.search(
-                r"(?:python|PYTHON:-python}\"?) main\.py(.*)",
-                line.replace('"${PROGRAM:-main.py}"', "main.py"),
-            ):
-                yield path.name, program, found[1].replace('"$@"', "").split("`")[0].split("#")[0]
-            elif found := re.search(r"(?:sh run_\w+\.sh|(?:python|\d) sweep\.py)(.*)", line):
-                # the script's own flags come first
-                objective = re.findall(r"sh run_\w+?_([BH])\w*\.sh", found[0])
-                yield (
-                    path.name,
-                    program,
-                    " ".join(f"--objective {each}" for each in objective) + re.split("[`#*']", found[1])[0],
-                )
-
-
-@pytest.mark.parametrize("file, program, flags", list(commands()))
-def test_every_command_parses(file, program, flags):
-    program.parse(shlex.split(flags))
-
-
-def test_the_commands_are_there_and_every_script_that_the_readme_names_exists():
-    assert {"README.md", "run_dsprites_B.sh"} <= {file for file, _, _ in commands()}
-    readme = (ROOT / "README.md").read_text()
-    for name in re.findall(r"[\w/]+\.(?:py|sh|png|txt)\b", readme):
-        if not name.startswith(
-            (
-                "outputs",
-                "traverse",
-                "reconstruction",
-                "curves",
-                "capacity",
-                "factors",
-                "latent_",
-                "summary",
-                "mutual_",
-            )
-        ):
-            assert (ROOT / name).exists(), name
-
-
-@pytest.mark.parametrize("text", TEXTS, ids=lambda path: path.name)
-def test_every_link_leads_to_a_file_or_heading_that_is_there(text):
-    headings = [
-        re.sub(r"[^\w -]", "", line.lstrip("# ").lower()).replace(" ", "-")
-        for line in text.read_text().splitlines()
-        if line.startswith("#")
-    ]
-    for link in re.findall(r"\]\(([^)]+)\)", text.read_text()):
-        file, _, heading = link.partition("#")
-        assert (text.parent / file).exists() and (file or heading in headings), link
-
-
-def test_the_dsprites_scripts_are_the_papers_settings():
-    flags = next(flags for file, _, flags in commands() if file == "run_dsprites_H.sh" and "beta" in flags)
-    args = main.parse(shlex.split(flags))
-    assert (args.objective, args.model, args.beta, args.optimizer, args.lr) == ("H", "FC", 4, "adagrad", 1e-2)
-    assert (args.dataset, args.z_dim, args.viz_name) == ("dsprites", 10, "dsprites_H")
-    flags = next(flags for file, _, flags in commands() if file == "run_dsprites_B.sh" and "gamma" in flags)
-    args = main.parse(shlex.split(flags))
-    assert (args.objective, args.model, args.gamma, args.C_start, args.C_max, args.C_stop_iter) == (
-        "B",
-        "B",
-        1000,
-        0,
-        25,
-        10**5,
-    )
-    assert (args.lr, args.beta1, args.beta2, args.batch_size, args.z_dim) == (5e-4, 0.9, 0.999, 64, 10)
-    assert (args.max_iter, args.viz_name) == (10**6, "dsprites_B")

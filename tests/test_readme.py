@@ -1,0 +1,278 @@
+"""README.md and the texts in misc/: commands parse, links lead somewhere, and numbers are those of misc/runs."""
+
+import argparse
+import csv
+import importlib
+import json
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+
+import main
+
+ROOT = Path(__file__).resolve().parent.parent
+README, MISC = ROOT / "README.md", ROOT / "misc"
+TEXTS = [README, *sorted(MISC.glob("*.md"))]
+RUNS = MISC / "runs"
+OTHERS = ("venv", "pytest", "visdom.server")  # programs of others, behind python -m
+
+
+def read(path):
+    """A text without its HTML comments, and with the ends of continued lines joined."""
+    return re.sub(r"<!--.*?-->", "", path.read_text(), flags=re.DOTALL).replace("\\\n", " ")
+
+
+def names(paths):
+    return [path.name for path in paths]
+
+
+# Commands.
+
+
+def commands():
+    """(file, command) of all code in the texts that starts one of this repository's programs."""
+    for path in TEXTS:
+        blocks = re.findall(r"```sh\n(.*?)```", read(path), flags=re.DOTALL)
+        code = [line for block in blocks for line in block.splitlines()]
+        code += re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", read(path), flags=re.DOTALL))
+        for line in code:
+            for part in line.split(" && "):
+                if re.match(r"(PROGRAM=\S+ )?(sh run_|python |\.venv/bin/python )", part):
+                    yield path.name, part
+
+
+def split_command(command):
+    """The program of a command, as a module's name, and its flags; those of a script come first."""
+    words = shlex.split(command, comments=True)
+    program = words.pop(0).removeprefix("PROGRAM=") if command.startswith("PROGRAM=") else "main.py"
+    if words[0] == "sh":
+        script = (ROOT / words[1]).read_text().replace("\\\n", " ")
+        flags = re.search(r'"\$\{PROGRAM:-main\.py\}" (.*) "\$@"', script)[1]
+        words = ["python", program, *shlex.split(flags), *words[2:]]
+    module = words[2] if words[1] == "-m" else words[1].removesuffix(".py").replace("/", ".")
+    if module == "prepare":
+        module = "prepare.__main__"
+    return module.removeprefix("tests."), words[3 if words[1] == "-m" else 2 :]
+
+
+class Parsed(Exception):
+    """Raised in place of what a program would do after it has read its flags."""
+
+
+def parse(module, flags, monkeypatch):
+    """Have a module's own parser read flags; SystemExit if it refuses them."""
+    program = importlib.import_module(module)
+    if getattr(program, "parse", None) and program.parse.__module__ == module:
+        return program.parse(flags)
+    original = argparse.ArgumentParser.parse_args
+
+    def parse_args(self, *args, **kwargs):
+        original(self, *args, **kwargs)
+        raise Parsed
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_args)
+    monkeypatch.setattr(sys, "argv", [module, *flags])
+    with pytest.raises(Parsed):
+        program.main()
+
+
+@pytest.mark.parametrize("file, command", sorted(set(commands())))
+def test_every_command_parses(file, command, monkeypatch):
+    module, flags = split_command(command)
+    if module not in OTHERS and flags not in ([], ["--help"]):  # without flags, a program is only named
+        parse(module, flags, monkeypatch)
+
+
+def test_the_readme_has_the_commands_that_a_newcomer_needs():
+    found = [command for file, command in commands() if file == "README.md"]
+    for script in ROOT.glob("run_*.sh"):
+        assert any(command.startswith(f"sh {script.name}") for command in found), script.name
+    assert any(command.startswith("PROGRAM=sweep.py sh run_dsprites_B.sh") for command in found)
+    assert any("pytest tests" in command for command in found)
+
+
+def test_the_papers_settings_are_one_command_each():
+    burgess = next(command for _, command in commands() if "--objective B" in command and "C_stop" in command)
+    args = main.parse(split_command(burgess)[1])
+    assert (args.objective, args.model, args.gamma, args.delta) == ("B", "B", 1000, 0)
+    assert (args.C_start, args.C_max, args.C_stop_iter, args.max_iter) == (0, 25, 10**5, 10**6)
+    assert (args.dataset, args.optimizer, args.lr, args.beta1, args.beta2) == (
+        "dsprites",
+        "adam",
+        5e-4,
+        0.9,
+        0.999,
+    )
+    assert (args.batch_size, args.z_dim) == (64, 10)
+    args = main.parse(split_command("sh run_dsprites_H.sh")[1])
+    assert (args.objective, args.model, args.beta, args.optimizer, args.lr) == ("H", "FC", 4, "adagrad", 1e-2)
+    assert (args.dataset, args.z_dim, args.viz_name) == ("dsprites", 10, "dsprites_H")
+
+
+# Files and links.
+
+
+def anchors(path):
+    """The anchors that GitHub gives to the headings of a text."""
+    text = re.sub(r"```.*?```", "", path.read_text(), flags=re.DOTALL)
+    headings = re.findall(r"^#+ (.*)$", text, flags=re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=names(TEXTS))
+def test_every_link_leads_to_a_file_and_heading_that_are_there(path):
+    for link in re.findall(r"\]\(([^)\s]+)\)", read(path)):
+        file, _, heading = link.partition("#")
+        if not file.startswith("http"):
+            target = path.parent / file if file else path
+            assert target.exists(), link
+            assert not heading or heading in anchors(target), link
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=names(TEXTS))
+def test_every_file_that_a_text_names_is_there(path):
+    folders = "misc|tests|viz|prepare|evaluation|training"
+    for name in re.findall(rf"`((?:(?:{folders})/)?\w+\.(?:py|sh|md|json|pt))[` ]", read(path)):
+        inside = name in ("args.json", "metrics.json", "summary.md")  # of a run's folder
+        assert inside or (ROOT / name).exists() or (path.parent / name).exists(), name
+
+
+def test_every_picture_is_in_a_text_and_small():
+    links = {link for path in TEXTS for link in re.findall(r"[\w.-]+\.(?:png|gif)", read(path))}
+    pictures = [*MISC.glob("*.png"), *MISC.glob("*.gif")]
+    assert {picture.name for picture in pictures} <= links
+    assert all(picture.stat().st_size < 1_000_000 for picture in pictures)
+
+
+def test_the_readme_is_short():
+    assert README.stat().st_size <= 12_288 and len(README.read_text().splitlines()) <= 200
+
+
+def test_every_test_that_reliability_md_names_exists():
+    tests = "".join(path.read_text() for path in (ROOT / "tests").glob("test_*.py"))
+    for name in re.findall(r"`(test_\w+)`", read(MISC / "reliability.md")):
+        assert f"def {name}(" in tests, name
+
+
+# Numbers.
+
+
+def tables(path):
+    """Rows of all tables of a text, as dicts {heading: cell}, cells without their code quotes."""
+    header = None
+    for line in read(path).splitlines():
+        cells = [cell.strip().strip("`").strip() for cell in re.split(r"(?<!\\)\|", line.strip())[1:-1]]
+        if not cells:
+            header = None
+        elif header is None:
+            header = cells
+        elif not re.fullmatch(r"[-: ]*", "".join(cells)):
+            yield dict(zip(header, cells))
+
+
+def shown(name, value):
+    """A score as a table shows it."""
+    if value is None or name == "active_latents":
+        return "" if value is None else str(value)
+    return f"{value:.{2 if name == 'total_correlation' else 3}f}"
+
+
+def log_cells(recon, kl, latents):
+    """What a row of a log is in a table: columns and their texts. latents: KL of each, nats."""
+    return {
+        "reconstruction": f"{recon:.1f}",
+        "KL": f"{kl:.1f}",
+        "three highest KL": ", ".join(f"{value:.2f}" for value in sorted(latents, reverse=True)[:3]),
+        "over 0.5 nats": str(sum(value > 0.5 for value in latents)),
+    }
+
+
+def run_cells(name, iteration):
+    """What misc/runs says of a run: at its last row in the log up to iteration, and of its scores there."""
+    with open(RUNS / name / "log.csv") as file:
+        row = [row for row in csv.DictReader(file) if int(row["iter"]) <= iteration][-1]
+    latents = [float(value) for column, value in row.items() if column.startswith("kld_")]
+    cells = log_cells(float(row["recon_loss"]), float(row["total_kld"]), latents)
+    if (path := RUNS / name / "metrics.json").exists():
+        scores = json.loads(path.read_text())
+        if scores["settings"]["iter"] == iteration:
+            cells |= {
+                name: shown(name, scores[name]) for name in scores if name not in ("settings", "latents")
+            }
+            cells["level"] = scores["settings"]["level"]
+    return cells
+
+
+def trial_cells(name):
+    """What misc/runs/trials.json says of a trial at its end."""
+    trial = json.loads((RUNS / "trials.json").read_text())["trials"][name]
+    iteration, recon, kl, *latents = trial["log"][-1]
+    information, shares = trial["scores"]["information"], []  # z_dim, (shape, scale, orientation, posX, posY)
+    for factor in (3, 4, 1):
+        best = max(information, key=lambda latent: latent[factor])
+        shares.append(f"{100 * best[factor] / sum(best):.0f}")
+    scores = {name: shown(name, trial["scores"][name]) for name in ("factor_vae", "mig")}
+    cells = {"iterations": f"{iteration:,}", "share of x, y, scale": ", ".join(shares)}
+    return log_cells(recon, kl, latents) | scores | cells
+
+
+def numbers():
+    """(file, row of a table, what misc/runs says of it) of each run and trial in the texts."""
+    for path in TEXTS:
+        for row in tables(path):
+            if "trial" in row:
+                yield path.name, row, trial_cells(row["trial"])
+            elif "run" in row and row.get("iterations"):
+                yield path.name, row, run_cells(row["run"], int(row["iterations"].replace(",", "")))
+
+
+NUMBERS = list(numbers())
+COLUMNS = {
+    *log_cells(0, 0, [0]),
+    "level",
+    *"higgins_paper higgins factor_vae mig sap modularity active_latents".split(),
+}
+COLUMNS |= {
+    "dci_disentanglement",
+    "dci_completeness",
+    "dci_informativeness",
+    "total_correlation",
+    "share of x, y, scale",
+}
+
+
+@pytest.mark.parametrize(
+    "file, row, source", NUMBERS, ids=[f"{f} {list(r.values())[0]}" for f, r, _ in NUMBERS]
+)
+def test_the_numbers_of_a_table_are_those_of_misc_runs(file, row, source):
+    known = {column: text for column, text in row.items() if column in COLUMNS}
+    assert known and known == {column: source.get(column) for column in known}
+
+
+def test_the_tables_of_all_runs_are_there():
+    mentioned = {list(row.values())[0] for file, row, _ in NUMBERS if file == "results.md"}
+    trials = json.loads((RUNS / "trials.json").read_text())["trials"]
+    assert mentioned == {*(path.name for path in RUNS.iterdir() if path.is_dir()), *trials}
+
+
+def test_flags_that_a_table_adds_to_the_papers_command_parse():
+    rows = [row for row in tables(MISC / "results.md") if "flags added" in row]
+    assert len(rows) > 9
+    for row in rows:
+        flags = re.match(r"[^`,;]*", row["flags added"])[0]
+        main.parse(["--objective", "B", "--model", "B", *shlex.split(flags)])
+
+
+def test_the_numbers_of_the_readmes_results_stand_in_results_md():
+    """Also as a fraction: 93.8 % as 0.938."""
+    results = set(re.findall(r"\d[\d,.]*\d", read(MISC / "results.md")))
+    rows = [row for row in tables(README) if "here" in row]
+    assert len(rows) >= 8
+    for row in rows:
+        for number in re.findall(r"\d[\d,.]*\d", f"{row['paper, or best public code']} {row['here']}"):
+            fraction = f"{float(number.replace(',', '')) / 100:.3f}"
+            assert number in results or fraction in results, f"{number} in {row['experiment']}"
+        assert row["time"] in read(MISC / "results.md"), f"{row['time']} in {row['experiment']}"
