@@ -47,14 +47,19 @@ def add_training_flags(parser):
 
     add = parser.add_argument_group("objective (weights of the KL and C in nats; the loss is summed over pixels)").add_argument
     add("--objective", choices=CHOICES["objective"], default="H",
-        help="H: beta * KL (Higgins et al. eq. 4); B: gamma * |KL - C| (Burgess et al. eq. 8)")
-    add("--beta", type=float, default=4.0, help="H: weight of the KL; dSprites 4 (Higgins et al.)")
+        help="H: beta * KL (Higgins et al. eq. 4); B: gamma * |KL - C| (Burgess et al. eq. 8); TC: KL + (beta - 1) * total "
+             "correlation (Chen et al.); restart: B, then a new encoder and TC with rising weights (misc/capacity.md)")
+    add("--beta", type=float, default=4.0, help="H: weight of the KL; dSprites 4 (Higgins et al.); TC, restart: of the total correlation")
     add("--gamma", type=float, default=1000.0, help="B: weight of |KL - C|; 1000 (Burgess et al.)")
     add("--C_start", type=float, default=0.0, help="B: C at the start; 0 (Burgess et al.)")
     add("--C_max", type=float, default=25.0, help="B: C at the end; dSprites 25, CelebA 50 (Burgess et al.)")
     add("--C_stop_iter", type=count, default=10**5, help="B: iterations from C_start to C_max; 1e5 (Burgess et al.)")
     add("--delta", type=float, default=0.0,
         help="B: width of the pseudo-Huber smoothing of |KL - C|; 0: none (Burgess et al.)")
+    add("--restart_iter", type=count, default=20_000, help="restart: iteration at which the encoder is drawn anew")
+    add("--restart_beta", type=float, default=0.5, help="restart: weight of the KL right after that")
+    add("--weak_iters", type=count, default=9000, help="restart: iterations for which the weight stays there")
+    add("--rise_iters", type=count, default=8000, help="restart: iterations in which the weights then rise to those of TC")
     add("--dist", choices=CHOICES["dist"],
         help="p(x|z) of a pixel; without: bernoulli for dsprites and 3dchairs, gaussian for celeba and folder")
 
@@ -67,6 +72,8 @@ def add_training_flags(parser):
     add("--optimizer", choices=CHOICES["optimizer"], default="adam", help="adagrad: dSprites in Higgins et al.")
     add("--lr", type=float, default=1e-4,
         help="learning rate; Higgins et al. 1e-4, with adagrad 1e-2; Burgess et al. 5e-4")
+    add("--lr_start_iter", type=count, default=0, help="iteration at which the learning rate starts to fall")
+    add("--lr_stop_iter", type=count, default=0, help="iteration at which a cosine has brought it to lr / 100; 0: constant")
     add("--beta1", type=float, default=0.9, help="decay of Adam's first moment, per iteration")
     add("--beta2", type=float, default=0.999, help="decay of Adam's second moment, per iteration")
     add("--batch_size", type=count, default=64, help="images a batch; in neither paper, as far as found")
@@ -149,6 +156,10 @@ def parse(argv=None, parser=None):
         parser.error("--train False with --save_output False and --metrics none leaves nothing to do")
     if not args.train and args.ckpt_name == "none":
         parser.error("--train False needs a checkpoint: --ckpt_name none leaves nothing to draw or score")
+    if 0 < args.lr_stop_iter <= args.lr_start_iter:
+        parser.error(
+            f"--lr_stop_iter must be after --lr_start_iter {args.lr_start_iter}, not {args.lr_stop_iter}"
+        )
     if os.path.realpath(args.output_dir) == os.path.realpath(args.ckpt_dir):
         parser.error("--output_dir and --ckpt_dir must be two folders: both name things by iteration")
     args.gather_step = min(args.gather_step, args.display_step)  # or curves would be drawn without a point

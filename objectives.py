@@ -1,4 +1,4 @@
-"""The objectives of both papers. All terms are in nats: summed over pixels or latents, averaged over the batch.
+"""The objectives of both papers, and two more. All terms are in nats: summed over pixels or latents, averaged over the batch.
 
 An objective is a function of (x, x_recon, mu, logvar, z, step) and, by keyword, of the flags of main.py that it needs:
     x, x_recon        images in [0, 1] and logits of p(x|z), (B, C, H, W)
@@ -9,6 +9,7 @@ of log.csv, averages and checkpoints follow its keys. To add one, write the func
 """
 
 import inspect
+import math
 from functools import partial
 
 import torch
@@ -57,6 +58,36 @@ def capacity_penalty(total_kld, C, smoothing=0.0):
     return (distance**2 + smoothing**2).sqrt() - smoothing if smoothing else distance.abs()
 
 
+def total_correlation(z, mu, logvar):
+    """KL(q(z) || prod_j q(z_j)) in nats, a scalar (Chen et al., 2018, eq. 2), with q(z) the mean of the batch's posteriors.
+
+    z, mu, logvar: (B, z_dim), one sample of each posterior. So few posteriors make the estimate far too high, but by an amount
+    that hardly depends on the weights: its gradient is that of minibatch-weighted sampling (Chen et al., Appendix C).
+    """
+    log_q = -0.5 * (
+        math.log(2 * math.pi) + logvar + (z[:, None] - mu) ** 2 / logvar.exp()
+    )  # B of z, B of q, z_dim
+    log_B = math.log(len(z))
+    log_joint = log_q.sum(dim=2).logsumexp(dim=1) - log_B  # B
+    log_marginals = log_q.logsumexp(dim=1) - log_B  # B, z_dim
+    return (log_joint - log_marginals.sum(dim=1)).mean()
+
+
+def restart_weights(step, restart_iter, restart_beta, weak_iters, rise_iters, beta):
+    """Weights of the KL and of the total correlation at a step of objective_restart, after its restart.
+
+    Both are restart_beta for weak_iters, then go to 1 (geometrically) and to beta (in a straight line) over rise_iters.
+    """
+    rise = min(1, max(0, step - restart_iter - weak_iters) / rise_iters)
+    return restart_beta ** (1 - rise), restart_beta + (beta - restart_beta) * rise
+
+
+def learning_rate(step, lr, lr_start_iter, lr_stop_iter):
+    """lr up to lr_start_iter, then half a cosine down to lr / 100 at lr_stop_iter; lr_stop_iter 0: constant."""
+    fall = min(1, max(0, step - lr_start_iter) / (lr_stop_iter - lr_start_iter)) if lr_stop_iter else 0
+    return lr * (1 - 0.99 * (1 - math.cos(math.pi * fall)) / 2)
+
+
 def normalised_beta(beta, z_dim, pixels):
     """beta * M / N of M latents and N values of an image (Higgins et al., A.6): comparable between data sets."""
     return beta * z_dim / pixels
@@ -80,13 +111,38 @@ def objective_B(x, x_recon, mu, logvar, z, step, *, dist, gamma, C_start, C_max,
     return loss, {**terms, "kld": latent_kld}
 
 
-OBJECTIVES = {"H": objective_H, "B": objective_B}
+def objective_TC(x, x_recon, mu, logvar, z, step, *, dist, beta, kl_weight=1.0):
+    """beta-TCVAE (Chen et al., 2018, eq. 4), negated: reconstruction + KL + (beta - 1) total correlation.
+
+    kl_weight: weight of the other two parts of the KL, index-code mutual information and dimension-wise KL; 1 in the paper.
+    """
+    loss, terms = objective_H(x, x_recon, mu, logvar, z, step, dist=dist, beta=kl_weight)
+    return loss + (beta - kl_weight) * total_correlation(z, mu, logvar), terms
+
+
+def objective_restart(
+    x, x_recon, mu, logvar, z, step, *, dist, gamma, C_start, C_max, C_stop_iter, delta,
+    restart_iter, restart_beta, weak_iters, rise_iters, beta,
+):  # fmt: skip
+    """Objective B up to restart_iter, where Solver.restart_encoder acts; then TC with rising weights (misc/capacity.md)."""
+    batch = (x, x_recon, mu, logvar, z, step)
+    if step <= restart_iter:
+        return objective_B(
+            *batch, dist=dist, gamma=gamma, C_start=C_start, C_max=C_max, C_stop_iter=C_stop_iter, delta=delta
+        )
+    kl_weight, beta = restart_weights(step, restart_iter, restart_beta, weak_iters, rise_iters, beta)
+    loss, terms = objective_TC(*batch, dist=dist, beta=beta, kl_weight=kl_weight)
+    kld = terms.pop("kld")
+    return loss, {**terms, "C": math.nan, "kld": kld}
+
+
+OBJECTIVES = {"H": objective_H, "B": objective_B, "TC": objective_TC, "restart": objective_restart}
 
 
 def flags_of(objective):
-    """Names of the flags that an objective takes: its keyword-only parameters."""
+    """Names of the flags that an objective takes: its keyword-only parameters without a default."""
     parameters = inspect.signature(objective).parameters.values()
-    return [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+    return [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is p.empty]
 
 
 def bind(args, dist):

@@ -14,6 +14,7 @@ from training.checkpoint import Checkpoints, load_noise, load_optimizer
 from training.log import Log, Window, read_log
 from training.run import RunFolder, StopSignals, compare_machines
 from utils import (
+    ACTIVE,
     Order,
     UserError,
     all_finite,
@@ -106,6 +107,8 @@ class Solver:
             progress(total=args.max_iter, initial=self.iter, unit="it", delay=0, leave=True) as bar,
         ):
             while self.iter < args.max_iter and not stop.received:
+                if args.objective == "restart" and self.iter == args.restart_iter:
+                    self.restart_encoder()
                 self.iter += 1
                 x = self.data.batch(self.next_indices())  # B, C, 64, 64
                 self.training_step(x)
@@ -126,9 +129,12 @@ class Solver:
 
     def training_step(self, x):
         """One step of the optimiser on the objective of x, a batch of images (B, C, 64, 64)."""
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.args.precision == "bf16"):
+        args = self.args
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=args.precision == "bf16"):
             x_recon, mu, logvar, z = self.net(x, self.noise)  # float32, whatever the precision inside
         loss, terms = self.step_terms(x, x_recon, mu, logvar, z, self.iter)
+        for group in self.optim.param_groups:
+            group["lr"] = objectives.learning_rate(self.iter, args.lr, args.lr_start_iter, args.lr_stop_iter)
         self.optim.zero_grad()
         loss.backward()
         self.optim.step()
@@ -140,6 +146,24 @@ class Solver:
         """The loss of a step, and all that is logged of it: what the objective returns, and mean mu and variance."""
         loss, terms = self.objective(x, x_recon, mu, logvar, z, step)
         return loss, {**terms, "mu": mu.mean(dim=0), "var": logvar.exp().mean(dim=0)}
+
+    @torch.no_grad()
+    def restart_encoder(self):
+        """Draws the encoder and the decoder's input weights of inactive latents anew, and empties the optimiser's averages.
+
+        The decoder keeps the axes that it has and teaches them to the new encoder; inactive latents get a fresh start.
+        """
+        kld = torch.tensor([self.window.means()[f"kld_{j}"] for j in range(self.args.z_dim)])
+        inactive = (kld < ACTIVE).to(self.device)  # z_dim
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(stream_seed(self.args.seed, "restart"))
+            fresh = MODELS[self.args.model](self.args.z_dim, self.data.channels).to(self.device)
+        self.net.encoder.load_state_dict(fresh.encoder.state_dict())
+        self.net.decoder[0].weight[:, inactive] = fresh.decoder[0].weight[:, inactive]  # features, z_dim
+        self.optim.state.clear()
+        tqdm.write(
+            f"[{self.iter:,}] encoder restarted; {int(inactive.sum())} of {len(kld)} latents were inactive"
+        )
 
     def next_indices(self):
         """The images of this iteration, (B,)."""

@@ -9,7 +9,15 @@ from torch.distributions import Bernoulli, Normal
 from torch.distributions import kl_divergence as torch_kl
 
 import objectives
-from objectives import capacity, capacity_penalty, kl_divergence, normalised_beta, reconstruction_loss
+from objectives import (
+    capacity,
+    capacity_penalty,
+    kl_divergence,
+    learning_rate,
+    normalised_beta,
+    reconstruction_loss,
+    total_correlation,
+)
 from training.checkpoint import read_checkpoint
 from training.log import read_log
 from utils import epoch_order, stream_seed
@@ -117,6 +125,85 @@ def test_objective_B_is_reconstruction_plus_gamma_times_the_penalty_on_KL_minus_
     assert terms["C"] == C and terms["recon_loss"].item() == pytest.approx(recon, rel=1e-5)
 
 
+def tc_of(seen):
+    """Total correlation of a batch, with torch.distributions."""
+    q = Normal(seen["mu"][None], (seen["logvar"][None] / 2).exp())
+    log_q = q.log_prob(seen["z"][:, None])  # B of z, B of q, z_dim
+    mixture = log_q.sum(dim=2).exp().mean(dim=1).log()
+    return (mixture - log_q.exp().mean(dim=1).log().sum(dim=1)).mean().item()
+
+
+@pytest.mark.parametrize("beta", [1.0, 6.0])
+def test_objective_TC_is_reconstruction_plus_KL_plus_beta_minus_1_total_correlations(runs, beta):
+    loss, _, recon, kl, seen = step_loss(runs, "--objective TC --beta", beta)
+    assert loss == pytest.approx(recon["bernoulli"] + kl + (beta - 1) * tc_of(seen), rel=1e-5)
+
+
+def test_total_correlation_is_zero_where_posteriors_are_the_prior_and_high_where_latents_are_copies():
+    z = torch.randn(64, 1)
+    assert total_correlation(z.expand(64, 3), torch.zeros(64, 3), torch.zeros(64, 3)).abs() < 1e-5
+    spread = torch.linspace(-2, 2, 64)[:, None]
+    alone = total_correlation(
+        torch.cat([spread, 0 * spread], 1), torch.cat([spread, 0 * spread], 1), torch.full((64, 2), -4.0)
+    )
+    copies = total_correlation(spread.expand(64, 2), spread.expand(64, 2), torch.full((64, 2), -4.0))
+    assert alone.abs() < 1e-5 and copies > 1
+
+
+RESTART = "--objective restart --gamma 10 --restart_iter 20 --weak_iters 10 --rise_iters 40 --restart_beta 0.25 --beta 5"
+
+
+@pytest.mark.parametrize(
+    "step, weights", [(21, (0.25, 0.25)), (30, (0.25, 0.25)), (50, (0.5, 2.625)), (70, (1, 5)), (99, (1, 5))]
+)
+def test_after_its_restart_the_objective_is_TC_whose_weights_rise(runs, step, weights):
+    loss, terms, recon, kl, seen = step_loss(runs, RESTART, step=step)
+    expected = recon["bernoulli"] + weights[0] * kl + (weights[1] - weights[0]) * tc_of(seen)
+    assert loss == pytest.approx(expected, rel=1e-5) and math.isnan(terms["C"])
+
+
+def test_up_to_its_restart_the_objective_is_B(runs):
+    loss, terms, recon, kl, _ = step_loss(runs, RESTART, "--C_max 8", step=20)
+    assert loss == pytest.approx(recon["bernoulli"] + 10 * abs(kl - 1.6), rel=1e-5) and terms["C"] == 1.6
+
+
+def test_the_learning_rate_stays_then_falls_with_a_cosine_to_a_hundredth():
+    rates = [learning_rate(step, 2.0, 10, 30) for step in (1, 10, 20, 30, 99)]
+    assert rates == pytest.approx([2, 2, 1.01, 0.02, 0.02])
+    assert [learning_rate(step, 2.0, 0, 0) for step in (1, 10**6)] == [2, 2]
+
+
+def test_each_step_takes_the_learning_rate_of_its_iteration(runs):
+    solver = runs.solver(
+        "run", "--save_output no --batch_size 2 --lr 1e-3 --lr_start_iter 10 --lr_stop_iter 30"
+    )
+    for step, rate in ((5, 1e-3), (20, 0.505e-3), (31, 1e-5)):
+        solver.iter = step
+        solver.training_step(solver.data.batch(torch.arange(2)))
+        assert solver.optim.param_groups[0]["lr"] == pytest.approx(rate)
+
+
+def test_a_restart_draws_the_encoder_and_what_inactive_latents_pass_through_anew_and_keeps_the_rest(runs):
+    solver = runs.solver("run", RESTART, "--save_output no --batch_size 2")
+    solver.iter = 1
+    solver.training_step(solver.data.batch(torch.arange(2)))
+    kld = [0.5 if j in (2, 7) else 0.005 for j in range(10)]
+    solver.window.close(
+        [kld[int(name[4:])] if name.startswith("kld_") else 0.0 for name in solver.window.columns]
+    )
+    before = copy.deepcopy(solver.net.state_dict())
+    solver.restart_encoder()
+    after = solver.net.state_dict()
+    changed = {name for name in after if not torch.equal(after[name], before[name])}
+    weights = {name for name in after if name.startswith("encoder") and name.endswith("weight")}
+    assert weights < changed and {name for name in changed if name.startswith("decoder")} == {
+        "decoder.0.weight"
+    }
+    columns = (after["decoder.0.weight"] != before["decoder.0.weight"]).any(dim=0)
+    assert columns.nonzero().flatten().tolist() == [0, 1, 3, 4, 5, 6, 8, 9]
+    assert not solver.optim.state
+
+
 def test_a_step_logs_mu_variance_and_KL_each_under_its_name(runs):
     _, terms, recon, kl, seen = step_loss(runs)
     torch.testing.assert_close(terms["mu"], seen["mu"].mean(dim=0))
@@ -175,8 +262,8 @@ def test_an_objective_that_is_added_to_the_table_trains_logs_its_terms_and_resum
 
 def test_an_unknown_objective_is_an_error_and_not_another_one(runs):
     solver = runs.solver("run")
-    solver.args.objective = "TC"
-    with pytest.raises(KeyError, match="TC"):
+    solver.args.objective = "XYZ"
+    with pytest.raises(KeyError, match="XYZ"):
         solver.build()
 
 

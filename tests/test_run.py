@@ -48,6 +48,15 @@ def assert_same_run(runs, one, other):
 # Resume.
 
 
+@pytest.mark.parametrize("stop", [20, 25, 33])
+def test_a_run_that_is_stopped_before_at_or_after_its_restart_resumes_to_the_byte(runs, stop):
+    flags = f"--objective restart --restart_iter 20 --weak_iters 5 --rise_iters 10 --lr_start_iter 25 --lr_stop_iter 40 {NO_PICTURES}"
+    runs.run("whole", flags, "--max_iter 40")
+    runs.run("halves", flags, "--max_iter", stop)
+    runs.run("halves", flags, "--max_iter 40")
+    assert_same_run(runs, "whole", "halves")
+
+
 def test_resume_after_sigkill_gives_the_same_bytes(runs):
     flags = "--max_iter 60 --display_step 30 --batch_size 1"
     runs.run("whole", flags)

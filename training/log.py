@@ -42,8 +42,10 @@ class Window:
         return dict(zip(self.columns, row or []))
 
     def text(self):
-        """The averages of what is a scalar, in a line."""
-        means = {name: value for name, value in self.means().items() if not name[-1].isdecimal()}
+        """The averages of the scalars, in a line; without those that are not defined at this step (NaN)."""
+        means = {
+            name: value for name, value in self.means().items() if not name[-1].isdecimal() and value == value
+        }
         return ", ".join(f"{name} {value:.4g}" for name, value in means.items())
 
     def close(self, row):

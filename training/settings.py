@@ -7,13 +7,25 @@ from model import MODELS
 from objectives import OBJECTIVES, flags_of
 
 # from 1 on
-WHOLE = ["max_iter", "batch_size", "z_dim", "C_stop_iter", "gather_step", "display_step", "save_step"]
+WHOLE = [
+    "max_iter",
+    "batch_size",
+    "z_dim",
+    "C_stop_iter",
+    "restart_iter",
+    "weak_iters",
+    "rise_iters",
+    "gather_step",
+    "display_step",
+    "save_step",
+]
 MOST = 1e38  # about as far as float32 goes
 RULES = (  # for numbers among the flags: which, what must hold, and that in words
     (WHOLE, lambda v: v >= 1, "at least 1"),
-    (["seed", "threads", "num_workers"], lambda v: v >= 0, "at least 0"),
+    (["seed", "threads", "num_workers", "lr_start_iter", "lr_stop_iter"], lambda v: v >= 0, "at least 0"),
     (["beta", "gamma", "C_start", "C_max", "delta"], lambda v: 0 <= v <= MOST, "a number from 0 to 1e38"),
     (["lr"], lambda v: 0 < v <= MOST, "a number above 0, at most 1e38"),
+    (["restart_beta"], lambda v: 0 < v <= MOST, "a number above 0, at most 1e38"),
     (["beta1", "beta2"], lambda v: 0 <= v < 1, "at least 0 and below 1"),
     (["viz_port"], lambda v: 1 <= v <= 65535, "a port, 1 to 65535"),
     ([*WHOLE, "seed"], lambda v: v < 2**62, "below 2^62"),
@@ -33,7 +45,14 @@ CHOICES = {
     "model": list(MODELS),
     "dataset": DATASETS,
 }
-ADDED = {"optimizer": "adam", "dist": None, "C_start": 0.0, "delta": 0.0}  # flags that older checkpoints lack
+ADDED = {  # flags that older checkpoints lack
+    "optimizer": "adam",
+    "dist": None,
+    "C_start": 0.0,
+    "delta": 0.0,
+    "lr_start_iter": 0,
+    "lr_stop_iter": 0,
+}
 
 
 def broken_rule(flags, rules=RULES):
@@ -47,7 +66,8 @@ def broken_rule(flags, rules=RULES):
 
 def defining_flags(args):
     """The flags that make a run what it is, as a dict: with others, it is another run."""
-    names = ["dataset", "dist", "model", "objective", "z_dim", "optimizer", "lr", "batch_size", "seed"]
+    names = ["dataset", "dist", "model", "objective", "z_dim", "optimizer", "batch_size", "seed"]
+    names += ["lr", "lr_start_iter", "lr_stop_iter"]
     names += FLAGS_OF[args.optimizer] + FLAGS_OF[args.objective]
     return {
         **{name: getattr(args, name) for name in names},
