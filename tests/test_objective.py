@@ -270,7 +270,7 @@ def test_an_unknown_objective_is_an_error_and_not_another_one(runs):
 @pytest.mark.parametrize("new", [True, False])
 def test_a_checkpoint_that_logged_other_terms_goes_on_and_the_log_has_the_new_columns(runs, monkeypatch, new):
     """new: a term more than in the checkpoint, else one less; the open window starts anew, or goes on."""
-    flags = "--save_output no --gather_step 20"
+    flags = "--save_output no --gather_step 15 --max_iter 30"  # the checkpoint of 20 is amid a window
     B = objectives.objective_B
 
     def objective(x, x_recon, mu, logvar, z, step, *, dist, gamma, C_start, C_max, C_stop_iter, delta):
@@ -280,14 +280,18 @@ def test_a_checkpoint_that_logged_other_terms_goes_on_and_the_log_has_the_new_co
         )  # fmt: skip
         return loss, {"extra": loss, **terms} if new else {k: v for k, v in terms.items() if k != "C"}
 
-    runs.run("run", flags, "--max_iter 30")
+    runs.run("run", flags)
+    before = read_log(runs.outputs("run") / "log.csv")
     monkeypatch.setitem(objectives.OBJECTIVES, "B", objective)
-    output = runs.run("run", flags, "--max_iter 40").stdout
+    output = runs.run("run", flags, "--ckpt_name previous --overwrite True").stdout
     assert ("no extra for the log" in output) == new
     log = read_log(runs.outputs("run") / "log.csv")
-    assert log["iter"] == [20, 30, 40] and ("extra" in log, "C" in log) == (new, new)
+    assert log["iter"] == [15, 30] and ("extra" in log, "C" in log) == (new, new)
     if new:
-        assert math.isnan(log["extra"][0]) and log["extra"][2] > 0
+        assert math.isnan(log["extra"][0]) and log["extra"][1] > 0
+        assert log["C"][1] == pytest.approx(25e-5 * 25.5, rel=1e-4)  # of 21 to 30
+    else:
+        assert all(log[name] == before[name] for name in log)
     assert read_checkpoint(runs.checkpoint("run"))["window"]["columns"] == list(log)[1:]
 
 
