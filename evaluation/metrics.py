@@ -43,19 +43,20 @@ BOOSTING = dict(n_estimators=100, learning_rate=0.1, max_depth=3, subsample=1.0)
 def subgrid(sizes, level="full"):
     """A grid of factors, or a coarser one with every n-th value of its large factors.
 
-    sizes: of the K factors, the last one fastest. level: "full"; "fast", every second of 20 values
-    or more (dSprites: 92,160 images); "glance", at most 5 values of each (dSprites: 1,125).
-    Returns indices into the full grid, (N,), and factors, (N, K), counted from 0 on: a full grid themselves.
+    sizes: of the K factors, the last one fastest. level: "full", or "fast" for every second value of a factor
+    with 20 or more (dSprites: 92,160 images).
+    Returns indices into the full grid, (N,), and factors, (N, K), counted from 0: a full grid themselves.
     """
-    step = {
-        "full": lambda size: 1,
-        "fast": lambda size: 1 + (size >= 20),
-        "glance": lambda size: math.ceil(size / 5),
-    }
-    values = [np.arange(0, size, step[level](size)) for size in sizes]
+    values = [np.arange(0, size, 2 if level == "fast" and size >= 20 else 1) for size in sizes]
     indices = np.arange(math.prod(sizes)).reshape(sizes)[np.ix_(*values)].ravel()
     factors = np.indices([len(v) for v in values]).reshape(len(sizes), -1).T
     return indices, factors
+
+
+def random_sample(sizes, points=10_000):
+    """The same random images of a grid in every call, none twice: indices (N,) and factors (N, K); all of a small grid."""
+    indices = np.random.default_rng(0).permutation(math.prod(sizes))[:points]
+    return indices, np.stack(np.unravel_index(indices, sizes), axis=1)
 
 
 @torch.no_grad()
@@ -323,6 +324,61 @@ def modularity(codes, factors, seed=0, points=10_000, bins=20):
     return float(np.where(best > 0, 1 - others, 0).mean())
 
 
+# Information of a latent as the decoder sees it: with the noise of q(z|x).
+
+
+def latent_information(mu, logvar, factors, bins=200):
+    """I(z_j; v_k) of a latent z_j ~ q(z_j|x) and a factor in nats, (z, K): 0 for a dead latent, never above its KL.
+
+    mu, logvar: (N, z); factors: (N, K) of a random sample of images. p(z_j|v_k) is the mean of q(z_j|x) over images that
+    share v_k, in bins of equal width. For 10,000 images of dSprites the result lies within 0.02 nats of that for all.
+
+    MIG has another estimator by definition, bins of the means: there a dead latent shows how its means wobble.
+    """
+    mu, logvar = (torch.as_tensor(part, dtype=torch.float64) for part in (mu, logvar))
+    factors = torch.as_tensor(factors)
+    information = torch.zeros(mu.shape[1], factors.shape[1])
+    for j, (mean, std) in enumerate(zip(mu.T, (logvar / 2).exp().clip(1e-6).T)):
+        edges = torch.linspace((mean - 3 * std).min(), (mean + 3 * std).max(), bins + 1).to(mean)[1:-1]
+        below = torch.special.ndtr((edges - mean[:, None]) / std[:, None])  # N, bins - 1
+        ends = torch.zeros(len(mean), 1).to(mean)
+        q = torch.cat([ends, below, ends + 1], dim=1).diff(dim=1)  # N, bins; each row sums to 1
+        information[j] = torch.stack([bin_information(q, v) for v in factors.T])
+    return np.clip(information.numpy(), 0, mean_kl(mu, logvar)[:, None])
+
+
+def bin_information(q, v):
+    """I(b; v) in nats of a bin b, which row i falls into with probability q[i, b], (N, bins), and its label v[i].
+
+    N rows show too much, by a term in 1/N, which 2 I(all) - mean of I(each half) is without.
+    """
+    _, label = v.unique(return_inverse=True)
+    sums = torch.zeros(2, int(label.max()) + 1, q.shape[1]).to(q)  # halves, labels, bins
+    counts = torch.zeros(sums.shape[:2]).to(q)
+    for half in (0, 1):
+        sums[half].index_add_(0, label[half::2], q[half::2])
+        counts[half] = torch.bincount(label[half::2], minlength=counts.shape[1])
+
+    def information(sums, counts):
+        q_v, p_v = sums / counts.clip(1)[:, None], counts / counts.sum()
+        return torch.special.entr(p_v @ q_v).sum() - p_v @ torch.special.entr(q_v).sum(dim=1)
+
+    return 2 * information(sums.sum(dim=0), counts.sum(dim=0)) - sum(map(information, sums, counts)) / 2
+
+
+def top_factor(information, names, kld):
+    """For each latent, the factor it is most informative about, and that factor's share: z pairs (name, share).
+
+    The share is I(z_j; v_best) / sum_k I(z_j; v_k), 0 to 1: a part of what this latent knows, not of the factor's entropy.
+    information: (z, K) nats, of latent_information; kld: (z,) nats. A dead latent, of at most ACTIVE nats, or one without
+    information gets None.
+    """
+    return [
+        (names[row.argmax()], float(row.max() / row.sum())) if kl > ACTIVE and row.sum() > 0 else None
+        for row, kl in zip(information, kld)
+    ]
+
+
 # Metrics that need no factors.
 
 
@@ -424,7 +480,7 @@ def table(scores):
     """Scores as text, a line each."""
     lines = []
     for name, value in scores.items():
-        if name != "settings":
+        if name not in ("latents", "settings"):
             text = (
                 "not computed" if value is None else str(value) if isinstance(value, int) else f"{value:.3f}"
             )
