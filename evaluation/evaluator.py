@@ -53,7 +53,7 @@ class Evaluator:
         if not self.data.factor_sizes:
             indices = torch.linspace(0, len(self.data) - 1, 1000).long()
             return metrics.mean_kl(*metrics.encode_all(self.net, self.data, indices)), None
-        indices, factors = metrics.random_sample(self.data.factor_sizes)
+        indices, factors = metrics.fixed_sample(self.data.factor_sizes)
         mu, logvar = metrics.encode_all(self.net, self.data, indices)
         return metrics.mean_kl(mu, logvar), metrics.latent_information(mu, logvar, factors)
 

@@ -29,6 +29,7 @@ import torch
 from utils import ACTIVE, progress
 
 LEVELS = ("none", "fast", "full")
+SAMPLE = 10_000  # images that information of latents is measured on
 
 # What differs between versions of scikit-learn is pinned. max_iter is large enough to converge.
 LOGISTIC = dict(solver="lbfgs", C=1.0, tol=1e-4, max_iter=5000)
@@ -53,9 +54,9 @@ def subgrid(sizes, level="full"):
     return indices, factors
 
 
-def random_sample(sizes, points=10_000):
-    """The same random images of a grid in every call, none twice: indices (N,) and factors (N, K); all of a small grid."""
-    indices = np.random.default_rng(0).permutation(math.prod(sizes))[:points]
+def fixed_sample(sizes):
+    """SAMPLE random images of a grid, the same in every call, none twice: indices (N,) and factors (N, K)."""
+    indices = np.random.default_rng(0).permutation(math.prod(sizes))[:SAMPLE]
     return indices, np.stack(np.unravel_index(indices, sizes), axis=1)
 
 
