@@ -26,6 +26,7 @@ from functools import partial
 import numpy as np
 import torch
 
+from evaluation.trees import boosted_trees
 from utils import ACTIVE, progress
 
 LEVELS = ("none", "fast", "full")
@@ -35,7 +36,7 @@ SAMPLE = 10_000  # images that information of latents is measured on
 LOGISTIC = dict(solver="lbfgs", C=1.0, tol=1e-4, max_iter=5000)
 # One against the rest, squared hinge. The primal problem has the same solution as the dual one, found without chance.
 SVM = dict(C=0.01, class_weight="balanced", dual=False, tol=1e-4, max_iter=5000)
-BOOSTING = dict(n_estimators=100, learning_rate=0.1, max_depth=3, subsample=1.0)
+BOOSTING = dict(n_estimators=100, learning_rate=0.1, max_depth=3)
 
 
 # Codes and factors.
@@ -212,42 +213,44 @@ def sap(codes, factors, seed=0, train=10_000, test=5_000):
 def dci(codes, factors, seed=0, train=10_000, test=5_000, jobs=None):
     """Eastwood & Williams (2018), Sec. 2: Disentanglement, Completeness and Informativeness.
 
-    For each factor, boosted trees predict it from all latents; R (z, K) holds the importance of each
-    latent for each factor. See importance_scores for the first two; informativeness
-    is the accuracy on test rows, averaged over factors, not the paper's error.
+    For each factor, boosted trees predict it from all latents; R (z, K) holds the importance of each latent for each factor.
+    See importance_scores for the first two; informativeness is the accuracy on test rows, averaged over factors, not the
+    paper's error.
 
     jobs: factors that are fitted at once, without all; it does not change the result.
     Returns {"disentanglement", "completeness", "informativeness"}; perfect codes get 1 each.
     """
-    from sklearn.ensemble import GradientBoostingClassifier
-
     x, y, x_test, y_test = split(*checked(codes, factors), train, test, seed)
-    classes = [len(np.unique(column)) for column in y.T]
-    total = BOOSTING["n_estimators"] * sum(classes)
+    labels = [np.unique(column, return_inverse=True) for column in y.T]  # values, and their places
     stop = threading.Event()
 
-    with progress(total=total, desc="DCI", unit="tree") as bar, ThreadPoolExecutor(jobs) as pool:
+    with (
+        progress(
+            total=BOOSTING["n_estimators"] * sum(len(v) for v, _ in labels), desc="DCI", unit="tree"
+        ) as bar,
+        ThreadPoolExecutor(jobs) as pool,
+    ):
 
         def fit(k):
-            def monitor(*_):  # after each round, a tree a class; returning True ends the fit
-                bar.update(classes[k])
-                return stop.is_set()
+            values, places = labels[k]
 
-            classifier = GradientBoostingClassifier(**BOOSTING, random_state=seed)
-            classifier.fit(x, y[:, k], monitor=monitor)
-            return classifier.feature_importances_, classifier.score(x_test, y_test[:, k])
+            def step():
+                bar.update(len(values))
+                if stop.is_set():
+                    raise InterruptedError
+
+            importance, found = boosted_trees(x, places, x_test, **BOOSTING, step=step)
+            return importance, (values[found] == y_test[:, k]).mean()
 
         try:
-            longest_first = sorted(range(len(classes)), key=lambda k: -classes[k])
+            longest_first = sorted(range(len(labels)), key=lambda k: -len(labels[k][0]))
             importance, accuracy = zip(*pool.map(fit, longest_first))  # the scores do not depend on the order
         finally:
-            stop.set()  # or Ctrl-C would wait for threads that go on for minutes
+            stop.set()  # or Ctrl-C would wait for threads that go on
     disentanglement, completeness = importance_scores(np.array(importance).T)
-    return {
-        "disentanglement": disentanglement,
-        "completeness": completeness,
-        "informativeness": float(np.mean(accuracy)),
-    }
+    return dict(
+        disentanglement=disentanglement, completeness=completeness, informativeness=float(np.mean(accuracy))
+    )
 
 
 def importance_scores(R):

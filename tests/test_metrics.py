@@ -573,7 +573,7 @@ def test_the_paper_leaves_shape_out(large, full):
 
 
 def test_classifiers_have_the_published_settings():
-    assert BOOSTING == dict(n_estimators=100, learning_rate=0.1, max_depth=3, subsample=1.0)
+    assert BOOSTING == dict(n_estimators=100, learning_rate=0.1, max_depth=3)
     assert (metrics.SVM["C"], metrics.SVM["class_weight"]) == (0.01, "balanced")
     assert metrics.LOGISTIC["C"] == 1.0
     assert metrics.SAMPLE == 300  # of the tests; 10,000 else
