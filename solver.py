@@ -1,24 +1,22 @@
 """One run: it builds the network or loads it, trains it, and says when to log, to save and to draw."""
 
 import contextlib
-import json
 
 import torch
 from tqdm import tqdm
 
 import objectives
 from dataset import return_data
-from evaluation import metrics
+from evaluation.evaluator import Evaluator
 from model import MODELS
 from training.checkpoint import Checkpoints, load_noise, load_optimizer
-from training.log import Log, Window, read_log
+from training.log import Log, Window
 from training.run import RunFolder, StopSignals, compare_machines
 from utils import (
     ACTIVE,
     Order,
     UserError,
     all_finite,
-    atomic_file,
     first_line,
     git_commit,
     keep_freed_memory,
@@ -28,7 +26,7 @@ from utils import (
     show_traceback,
     stream_seed,
 )
-from viz import figures, pictures
+from viz import figures
 from viz.dashboard import Dashboard
 
 
@@ -61,9 +59,9 @@ class Solver:
         self.distribution = args.dist or self.data.distribution
         keep_freed_memory()  # after the data set, which may have been made with much more
         self.order = Order(len(self.data), args.batch_size, args.seed, self.device)
-        self.check_metrics()
         self.build()
-        self.choose_pictures()
+        self.evaluator = Evaluator(self.net, self.data, args.seed)
+        self.evaluator.check(args.metrics)
         if state:
             self.load(state)
 
@@ -201,108 +199,31 @@ class Solver:
 
     # Pictures and scores.
 
-    def choose_pictures(self):
-        """Chooses, from the seed, what the pictures of all iterations show."""
-        generator = torch.Generator().manual_seed(stream_seed(self.args.seed, "pictures"))
-        indices = torch.randint(len(self.data), (21,), generator=generator)
-        self.seed_images = {**self.data.seed_images, "image": int(indices[0])}
-        self.reconstructed = indices[1:]
-        self.seed_z = torch.randn(self.args.z_dim, generator=generator)
-
-    def draw(self, information=None):
-        """Writes the pictures of this iteration. Takes no random numbers: training cannot notice.
-
-        information: what latents tell of factors, (z_dim, K) nats; without it, a glance at few images.
-        """
+    def draw(self):
+        """Writes the pictures of this iteration. Takes no random numbers: training cannot notice."""
         folder = self.outputs / str(self.iter)
-        folder.mkdir(parents=True, exist_ok=True)
-        kld, told = self.latent_kld(), None
-        if self.data.factor_sizes:
-            information = self.glance() if information is None else information
-            told = pictures.tells(information, self.data.factor_names)
-        for name, (seed, z) in self.seeds().items():
-            images = pictures.traverse(self.net.decode, z)
-            pictures.traversal(images, kld, told, folder / f"traverse_{name}.png", seed)
-            pictures.animation(images, kld, told, folder / f"traverse_{name}.gif")
-        x = self.data.batch(self.reconstructed)
-        with torch.no_grad():
-            mu, _ = self.net.encode(x)
-            pictures.reconstruction(x, self.net.decode(mu), folder / "reconstruction.png")
-        pictures.factors(self.net.decode, mu[:5], kld, told, folder / "factors.png")
-        if self.log.path.exists() and read_log(self.log.path)["iter"]:
+        top_factor = self.evaluator.draw(folder, self.latent_kld())
+        if self.log.path.exists():
             figures.curves(self.log.path, self.outputs / "curves.png")
-            figures.capacity(self.log.path, told, self.outputs / "capacity.png", self.iter)
+            restarted = [self.args.restart_iter] if self.args.objective == "restart" else []
+            figures.capacity(self.log.path, top_factor, self.outputs / "capacity.png", self.iter, restarted)
         tqdm.write(f"pictures in {folder}")
-        self.dashboard.update(self.iter, folder)
+        self.dashboard.update(self.iter)
 
     def latent_kld(self):
-        """KL of each latent in nats, as the log has it; without one, of a thousand images."""
-        if means := self.window.means():
-            return [means[f"kld_{j}"] for j in range(self.args.z_dim)]
-        images = torch.linspace(0, len(self.data) - 1, 1000).long()
-        return metrics.mean_kl(*metrics.encode_all(self.net, self.data, images)).tolist()
-
-    @torch.no_grad()
-    def seeds(self):
-        """{name: (image, z)} where traversals start: seed images and their means, and a random z without an image."""
-        x = self.data.batch(torch.tensor(list(self.seed_images.values())))
-        mu, _ = self.net.encode(x)
-        return {**dict(zip(self.seed_images, zip(x, mu))), "random": (None, self.seed_z.to(self.device))}
-
-    def glance(self):
-        """Mutual information of latents and factors, (z_dim, K), from a thousand images: enough for a name."""
-        indices, factors = metrics.subgrid(self.data.factor_sizes, "glance")
-        mu, _ = metrics.encode_all(self.net, self.data, indices)
-        # 20 would show too much where there is little
-        return metrics.mutual_information(mu, factors, bins=10)
-
-    def check_metrics(self):
-        """Before anything is trained: can the model be scored as --metrics asks?"""
-        args = self.args
-        if args.metrics != "none" and not self.data.factor_sizes:
-            raise UserError(
-                f"--metrics {args.metrics} needs a data set with known factors, which {args.dataset} "
-                "has not: use --metrics none"
-            )
-        if args.metrics != "none" and args.z_dim < 2:
-            raise UserError(f"--metrics {args.metrics} needs at least 2 latents: use --metrics none")
+        """KL of each latent in nats, as the log has it; None without one."""
+        means = self.window.means()
+        return [means[f"kld_{j}"] for j in range(self.args.z_dim)] if means else None
 
     def evaluate(self):
-        """Scores the model as --metrics says: a table, metrics.json, and the pictures that need the same codes."""
-        level, sizes = self.args.metrics, self.data.factor_sizes
-        if level == "none":
-            return None if self.args.train else self.draw()
-        folder = self.outputs / str(self.iter)
-        folder.mkdir(parents=True, exist_ok=True)
-        indices, factors = metrics.subgrid(sizes, level)
-        mu, logvar = metrics.encode_all(self.net, self.data, indices)  # N, z_dim
-        scores = metrics.score(mu, logvar, factors, level)
-        scores["settings"].update(
-            iter=self.iter, commit=git_commit(), **machine(self.device, self.args.precision)
-        )
-        with atomic_file(folder / "metrics.json") as file:
-            file.write(json.dumps(scores, indent=2).encode())
-        self.dashboard.update(self.iter)
-        print(
-            f"{metrics.table(scores)}\n{self.args.viz_name}, iteration {self.iter:,}: {len(mu):,} images, "
-            f"settings in {folder / 'metrics.json'}"
-        )
-        if self.args.save_output:
-            self.draw_responses(mu, factors, folder)
-
-    def draw_responses(self, mu, factors, folder):
-        """Writes the pictures that need the codes mu (N, z_dim) of a grid of factors (N, K), and all others."""
-        kld, names = self.latent_kld(), self.data.factor_names
-        information = metrics.mutual_information(mu, factors)  # of all codes: hardly biased
-        figures.mutual_information(
-            information, metrics.entropy(factors), names, kld, folder / "mutual_information.png"
-        )
-        grid = mu.numpy().reshape(*metrics.grid_sizes(factors), -1)
-        images = pictures.traverse(self.net.decode, self.seeds()["heart"][1])
-        figures.latent_response(
-            grid, images, kld, pictures.tells(information, names), folder / "latent_response.png"
-        )
-        self.draw(information)
+        """Scores the model as --metrics says, and draws it."""
+        args, folder = self.args, self.outputs / str(self.iter)
+        if args.metrics != "none":
+            about = {"iter": self.iter, "commit": git_commit(), **machine(self.device, args.precision)}
+            self.evaluator.score(args.metrics, folder, about, self.latent_kld(), draw=args.save_output)
+            self.dashboard.update(self.iter)
+        if args.save_output and (args.metrics != "none" or not args.train):
+            self.draw()
 
     # Saving and loading.
 

@@ -26,15 +26,17 @@ from functools import partial
 import numpy as np
 import torch
 
+from evaluation.trees import boosted_trees
 from utils import ACTIVE, progress
 
 LEVELS = ("none", "fast", "full")
+SAMPLE = 10_000  # images that information of latents is measured on
 
 # What differs between versions of scikit-learn is pinned. max_iter is large enough to converge.
 LOGISTIC = dict(solver="lbfgs", C=1.0, tol=1e-4, max_iter=5000)
 # One against the rest, squared hinge. The primal problem has the same solution as the dual one, found without chance.
 SVM = dict(C=0.01, class_weight="balanced", dual=False, tol=1e-4, max_iter=5000)
-BOOSTING = dict(n_estimators=100, learning_rate=0.1, max_depth=3, subsample=1.0)
+BOOSTING = dict(n_estimators=100, learning_rate=0.1, max_depth=3)
 
 
 # Codes and factors.
@@ -43,19 +45,20 @@ BOOSTING = dict(n_estimators=100, learning_rate=0.1, max_depth=3, subsample=1.0)
 def subgrid(sizes, level="full"):
     """A grid of factors, or a coarser one with every n-th value of its large factors.
 
-    sizes: of the K factors, the last one fastest. level: "full"; "fast", every second of 20 values
-    or more (dSprites: 92,160 images); "glance", at most 5 values of each (dSprites: 1,125).
-    Returns indices into the full grid, (N,), and factors, (N, K), counted from 0 on: a full grid themselves.
+    sizes: of the K factors, the last one fastest. level: "full", or "fast" for every second value of a factor
+    with 20 or more (dSprites: 92,160 images).
+    Returns indices into the full grid, (N,), and factors, (N, K), counted from 0: a full grid themselves.
     """
-    step = {
-        "full": lambda size: 1,
-        "fast": lambda size: 1 + (size >= 20),
-        "glance": lambda size: math.ceil(size / 5),
-    }
-    values = [np.arange(0, size, step[level](size)) for size in sizes]
+    values = [np.arange(0, size, 2 if level == "fast" and size >= 20 else 1) for size in sizes]
     indices = np.arange(math.prod(sizes)).reshape(sizes)[np.ix_(*values)].ravel()
     factors = np.indices([len(v) for v in values]).reshape(len(sizes), -1).T
     return indices, factors
+
+
+def fixed_sample(sizes):
+    """SAMPLE random images of a grid, the same in every call, none twice: indices (N,) and factors (N, K)."""
+    indices = np.random.default_rng(0).permutation(math.prod(sizes))[:SAMPLE]
+    return indices, np.stack(np.unravel_index(indices, sizes), axis=1)
 
 
 @torch.no_grad()
@@ -210,42 +213,44 @@ def sap(codes, factors, seed=0, train=10_000, test=5_000):
 def dci(codes, factors, seed=0, train=10_000, test=5_000, jobs=None):
     """Eastwood & Williams (2018), Sec. 2: Disentanglement, Completeness and Informativeness.
 
-    For each factor, boosted trees predict it from all latents; R (z, K) holds the importance of each
-    latent for each factor. See importance_scores for the first two; informativeness
-    is the accuracy on test rows, averaged over factors, not the paper's error.
+    For each factor, boosted trees predict it from all latents; R (z, K) holds the importance of each latent for each factor.
+    See importance_scores for the first two; informativeness is the accuracy on test rows, averaged over factors, not the
+    paper's error.
 
     jobs: factors that are fitted at once, without all; it does not change the result.
     Returns {"disentanglement", "completeness", "informativeness"}; perfect codes get 1 each.
     """
-    from sklearn.ensemble import GradientBoostingClassifier
-
     x, y, x_test, y_test = split(*checked(codes, factors), train, test, seed)
-    classes = [len(np.unique(column)) for column in y.T]
-    total = BOOSTING["n_estimators"] * sum(classes)
+    labels = [np.unique(column, return_inverse=True) for column in y.T]  # values, and their places
     stop = threading.Event()
 
-    with progress(total=total, desc="DCI", unit="tree") as bar, ThreadPoolExecutor(jobs) as pool:
+    with (
+        progress(
+            total=BOOSTING["n_estimators"] * sum(len(v) for v, _ in labels), desc="DCI", unit="tree"
+        ) as bar,
+        ThreadPoolExecutor(jobs) as pool,
+    ):
 
         def fit(k):
-            def monitor(*_):  # after each round, a tree a class; returning True ends the fit
-                bar.update(classes[k])
-                return stop.is_set()
+            values, places = labels[k]
 
-            classifier = GradientBoostingClassifier(**BOOSTING, random_state=seed)
-            classifier.fit(x, y[:, k], monitor=monitor)
-            return classifier.feature_importances_, classifier.score(x_test, y_test[:, k])
+            def step():
+                bar.update(len(values))
+                if stop.is_set():
+                    raise InterruptedError
+
+            importance, found = boosted_trees(x, places, x_test, **BOOSTING, step=step)
+            return importance, (values[found] == y_test[:, k]).mean()
 
         try:
-            longest_first = sorted(range(len(classes)), key=lambda k: -classes[k])
+            longest_first = sorted(range(len(labels)), key=lambda k: -len(labels[k][0]))
             importance, accuracy = zip(*pool.map(fit, longest_first))  # the scores do not depend on the order
         finally:
-            stop.set()  # or Ctrl-C would wait for threads that go on for minutes
+            stop.set()  # or Ctrl-C would wait for threads that go on
     disentanglement, completeness = importance_scores(np.array(importance).T)
-    return {
-        "disentanglement": disentanglement,
-        "completeness": completeness,
-        "informativeness": float(np.mean(accuracy)),
-    }
+    return dict(
+        disentanglement=disentanglement, completeness=completeness, informativeness=float(np.mean(accuracy))
+    )
 
 
 def importance_scores(R):
@@ -321,6 +326,61 @@ def modularity(codes, factors, seed=0, points=10_000, bins=20):
     best = squared.max(axis=1)
     others = (squared.sum(axis=1) - best) / (np.where(best > 0, best, 1) * (squared.shape[1] - 1))
     return float(np.where(best > 0, 1 - others, 0).mean())
+
+
+# Information of a latent as the decoder sees it: with the noise of q(z|x).
+
+
+def latent_information(mu, logvar, factors, bins=200):
+    """I(z_j; v_k) of a latent z_j ~ q(z_j|x) and a factor in nats, (z, K): 0 for a dead latent, never above its KL.
+
+    mu, logvar: (N, z); factors: (N, K) of a random sample of images. p(z_j|v_k) is the mean of q(z_j|x) over images that
+    share v_k, in bins of equal width. For 10,000 images of dSprites the result lies within 0.02 nats of that for all.
+
+    MIG has another estimator by definition, bins of the means: there a dead latent shows how its means wobble.
+    """
+    mu, logvar = (torch.as_tensor(part, dtype=torch.float64) for part in (mu, logvar))
+    factors = torch.as_tensor(factors)
+    information = torch.zeros(mu.shape[1], factors.shape[1])
+    for j, (mean, std) in enumerate(zip(mu.T, (logvar / 2).exp().clip(1e-6).T)):
+        edges = torch.linspace((mean - 3 * std).min(), (mean + 3 * std).max(), bins + 1).to(mean)[1:-1]
+        below = torch.special.ndtr((edges - mean[:, None]) / std[:, None])  # N, bins - 1
+        ends = torch.zeros(len(mean), 1).to(mean)
+        q = torch.cat([ends, below, ends + 1], dim=1).diff(dim=1)  # N, bins; each row sums to 1
+        information[j] = torch.stack([bin_information(q, v) for v in factors.T])
+    return np.clip(information.numpy(), 0, mean_kl(mu, logvar)[:, None])
+
+
+def bin_information(q, v):
+    """I(b; v) in nats of a bin b, which row i falls into with probability q[i, b], (N, bins), and its label v[i].
+
+    N rows show too much, by a term in 1/N, which 2 I(all) - mean of I(each half) is without.
+    """
+    _, label = v.unique(return_inverse=True)
+    sums = torch.zeros(2, int(label.max()) + 1, q.shape[1]).to(q)  # halves, labels, bins
+    counts = torch.zeros(sums.shape[:2]).to(q)
+    for half in (0, 1):
+        sums[half].index_add_(0, label[half::2], q[half::2])
+        counts[half] = torch.bincount(label[half::2], minlength=counts.shape[1])
+
+    def information(sums, counts):
+        q_v, p_v = sums / counts.clip(1)[:, None], counts / counts.sum()
+        return torch.special.entr(p_v @ q_v).sum() - p_v @ torch.special.entr(q_v).sum(dim=1)
+
+    return 2 * information(sums.sum(dim=0), counts.sum(dim=0)) - sum(map(information, sums, counts)) / 2
+
+
+def top_factor(information, names, kld):
+    """For each latent, the factor it is most informative about, and that factor's share: z pairs (name, share).
+
+    The share is I(z_j; v_best) / sum_k I(z_j; v_k), 0 to 1: a part of what this latent knows, not of the factor's entropy.
+    information: (z, K) nats, of latent_information; kld: (z,) nats. A dead latent, of at most ACTIVE nats, or one without
+    information gets None.
+    """
+    return [
+        (names[row.argmax()], float(row.max() / row.sum())) if kl > ACTIVE and row.sum() > 0 else None
+        for row, kl in zip(information, kld)
+    ]
 
 
 # Metrics that need no factors.
@@ -424,7 +484,7 @@ def table(scores):
     """Scores as text, a line each."""
     lines = []
     for name, value in scores.items():
-        if name != "settings":
+        if name not in ("latents", "settings"):
             text = (
                 "not computed" if value is None else str(value) if isinstance(value, int) else f"{value:.3f}"
             )

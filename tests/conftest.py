@@ -19,6 +19,12 @@ def dset_dir(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(autouse=True)
+def small_sample(monkeypatch):
+    """Pictures name latents from 300 images, which saves two seconds a picture."""
+    monkeypatch.setattr("evaluation.metrics.SAMPLE", 300)
+
+
 @pytest.fixture
 def runs(tmp_path, dset_dir):
     return Runs(tmp_path, dset_dir)

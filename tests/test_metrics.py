@@ -12,7 +12,6 @@ from scipy.optimize import minimize
 from sklearn.ensemble import GradientBoostingClassifier
 from sklearn.linear_model import LogisticRegression
 
-from conftest import same
 from evaluation import metrics
 from evaluation.metrics import (
     active_latents,
@@ -21,6 +20,7 @@ from evaluation.metrics import (
     factor_vae,
     higgins,
     importance_scores,
+    latent_information,
     mean_kl,
     mig,
     modularity,
@@ -30,12 +30,12 @@ from evaluation.metrics import (
     share_factor,
     split,
     subgrid,
+    top_factor,
     total_correlation,
 )
 from model import BetaVAE_B
 from prepare import dsprites
-from training.checkpoint import read_checkpoint
-from training.log import read_log
+from utils import ACTIVE
 
 SIZES = (3, 4, 5, 6)
 FACTORS = subgrid(SIZES)[1]  # 360, 4
@@ -85,6 +85,9 @@ def all_scores(codes, seed=0):
         modularity=modularity(codes, FACTORS, seed),
         **parts,
     )
+
+
+BOOSTING = dict(metrics.BOOSTING)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -466,7 +469,7 @@ def test_partners_share_one_factor_and_keep_the_others():
 
 
 def test_subgrids_are_grids_of_the_whole():
-    names = {"full": (3, 6, 40, 32, 32), "fast": (3, 6, 20, 16, 16), "glance": (3, 3, 5, 5, 5)}
+    names = {"full": (3, 6, 40, 32, 32), "fast": (3, 6, 20, 16, 16)}
     for level, sizes in names.items():
         indices, factors = subgrid(dsprites.FACTOR_SIZES, level)
         assert metrics.grid_sizes(factors).tolist() == list(sizes) and len(indices) == math.prod(sizes)
@@ -503,80 +506,157 @@ def test_encode_all_gives_what_the_encoder_gives():
     assert torch.allclose(part, whole[0][[7, 3]], atol=1e-5)
 
 
-def test_score_is_made_of_the_metrics_with_the_settings_that_it_states():
-    mu, logvar = torch.tensor(mixed(), dtype=torch.float32), torch.zeros(360, 5)
-    scores = score(mu, logvar, FACTORS, "full", seed=3)
-    assert list(scores) == KEYS + ["settings"]
-    settings = json.loads(json.dumps(scores["settings"]))
-    assert (settings["seed"], settings["images"], settings["factor_sizes"]) == (3, 360, list(SIZES))
-    for name in ("higgins", "factor_vae", "mig", "sap", "modularity"):
-        assert scores[name] == getattr(metrics, name)(mu, FACTORS, 3, **settings[name]), name
-    assert scores["higgins_paper"] == higgins(mu, FACTORS, 3, **settings["higgins_paper"])
-    assert settings["higgins_paper"]["exclude"] == [0] and settings["higgins"]["exclude"] == []
-    assert {
-        name: scores[f"dci_{name}"] for name in ("disentanglement", "completeness", "informativeness")
-    } == dci(mu, FACTORS, 3, **settings["dci"])
-    fast = score(mu, logvar, FACTORS, "fast")
+# As in Higgins et al. (2017), Kim & Mnih (2018), Chen et al. (2018), Eastwood & Williams (2018), Kumar et al. (2018)
+# and Ridgeway & Mozer (2018), by Locatello et al. (2019) and their disentanglement_lib.
+PUBLISHED = {
+    "higgins": (higgins, dict(exclude=(), train=10_000, test=5_000, batch=64)),
+    "factor_vae": (factor_vae, dict(train=10_000, test=5_000, batch=64, variance_points=10_000, dead=0.05)),
+    "mig": (mig, dict(points=10_000, bins=20)),
+    "modularity": (modularity, dict(points=10_000, bins=20)),
+    "sap": (sap, dict(train=10_000, test=5_000)),
+    "dci": (dci, dict(train=10_000, test=5_000)),
+}
+
+
+@pytest.fixture(scope="module")
+def large():
+    """Codes that are neither good nor bad, one of them faint, and a grid with more rows than any metric draws."""
+    factors = subgrid((3, 6, 10, 10, 10))[1]  # 18,000
+    turn = np.eye(5, 6) + 0.6 * np.random.default_rng(5).normal(size=(5, 6))
+    codes = perfect(factors) @ turn + noise(len(factors), 6)
+    codes[:, 5] *= 0.3 / codes[:, 5].std()
+    return torch.tensor(codes, dtype=torch.float32), factors
+
+
+@pytest.fixture(scope="module")
+def full(large):
+    codes, factors = large
+    metrics.BOOSTING["n_estimators"] = 2
+    return score(codes, torch.zeros_like(codes), factors, "full")
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_full_level_and_the_defaults_are_the_published_settings(name, large, full):
+    function, settings = PUBLISHED[name]
+    metrics.BOOSTING["n_estimators"] = 2  # as in full
+    value = function(*large, 0, **settings)
+    assert function(*large, 0) == value
+    if name == "dci":
+        assert {part: full[f"dci_{part}"] for part in value} == value
+    else:
+        assert full[name] == value
+    assert {key: full["settings"][name][key] for key in settings} == settings
+
+
+@pytest.mark.parametrize(
+    "name, other",
+    [
+        ("higgins", dict(batch=63)),
+        ("higgins", dict(train=9_999)),
+        ("higgins", dict(exclude=(0,))),
+        ("factor_vae", dict(dead=0.5)),
+        ("factor_vae", dict(batch=63)),
+        ("factor_vae", dict(variance_points=9_000)),
+        ("mig", dict(bins=19)),
+        ("mig", dict(points=9_999)),
+        ("modularity", dict(bins=19)),
+        ("sap", dict(train=9_000)),
+    ],
+)
+def test_other_settings_would_give_another_score(name, other, large, full):
+    function, settings = PUBLISHED[name]
+    assert function(*large, 0, **{**settings, **other}) != full[name]
+
+
+def test_the_paper_leaves_shape_out(large, full):
+    assert full["higgins_paper"] == higgins(*large, 0, (0,), 10_000, 5_000, 64) != full["higgins"]
+
+
+def test_classifiers_have_the_published_settings():
+    assert BOOSTING == dict(n_estimators=100, learning_rate=0.1, max_depth=3)
+    assert (metrics.SVM["C"], metrics.SVM["class_weight"]) == (0.01, "balanced")
+    assert metrics.LOGISTIC["C"] == 1.0
+    assert metrics.SAMPLE == 300  # of the tests; 10,000 else
+    assert ACTIVE == 0.01
+
+
+def test_score_names_every_metric_and_its_settings(large, full):
+    assert list(full) == KEYS + ["settings"]
+    settings = json.loads(json.dumps(full["settings"]))
+    assert (settings["level"], settings["seed"], settings["images"]) == ("full", 0, 18_000)
+    assert settings["factor_sizes"] == [3, 6, 10, 10, 10]
+    assert settings["active_latents"] == {"threshold": 0.01} and settings["linear_svm"]["C"] == 0.01
+
+
+def test_the_fast_level_leaves_dci_out_and_draws_half_as_many_points(large, full):
+    codes, factors = large
+    fast = score(codes, torch.zeros_like(codes), factors, "fast")
+    assert list(fast) == KEYS + ["settings"] and fast["dci_completeness"] is fast["settings"]["dci"] is None
+    assert fast["higgins"] == higgins(codes, factors, 0, (), 5_000, 2_500, 64)
+    assert fast["factor_vae"] == factor_vae(codes, factors, 0, 5_000, 2_500)
+    assert fast["sap"] == sap(codes, factors, 0, 5_000, 2_500)
+    assert (fast["mig"], fast["modularity"]) == (full["mig"], full["modularity"])
+
+
+# Information of latents.
+
+
+def gaussian_codes(n=20_000, std=0.3):
+    """z_0 ~ N(v_0 or 0, std) with v_0 of -1, 1; z_1 dead, with means that wobble with v_0; labels v_0 and v_1."""
+    v = np.random.default_rng(0).integers(2, size=(n, 2))
+    mu = np.stack([2.0 * v[:, 0] - 1, 0.01 * (2.0 * v[:, 0] - 1)], axis=1)
+    logvar = np.log(np.array([[std**2, 1.0]])) + 0 * mu
+    return mu, logvar, v
+
+
+def test_information_of_a_latent_is_that_of_a_noisy_channel():
+    for std in (0.3, 1.0, 2.0):
+        information = latent_information(*gaussian_codes(std=std))
+        grid = np.linspace(-30, 30, 60_001)
+        p = np.exp(-((grid - [[-1], [1]]) ** 2) / (2 * std**2)) / (std * math.sqrt(2 * math.pi)) + 1e-99
+        exact = (p * np.log(p / p.mean(axis=0))).sum(axis=1).mean() * (grid[1] - grid[0])
+        assert information[0, 0] == pytest.approx(exact, abs=0.005)
+        assert information[0, 1] < 1e-3  # of a factor that it does not know
+
+
+def test_a_dead_latent_has_no_information_however_its_means_wobble():
+    mu, logvar, v = gaussian_codes()
+    assert mutual_information(mu, v)[1, 0] > 0.69  # the means alone betray the factor
+    assert latent_information(mu, logvar, v)[1, 0] < 1e-4
+
+
+def test_information_of_few_images_is_corrected_for_their_number():
+    factors = subgrid((40, 4, 5, 25))[1]
+    codes = perfect(factors)
+    logvar = np.full(codes.shape, 2 * math.log(0.05))
+    rng = np.random.default_rng(0)
+    for n in (2_500, 10_000):
+        rows = rng.permutation(len(codes))[:n]
+        information = latent_information(codes[rows], logvar[rows], factors[rows])
+        assert information[~np.eye(4, dtype=bool)] == pytest.approx(0, abs=0.03)
+        assert np.diag(information)[1:3] == pytest.approx(np.log([4, 5]), abs=0.02)
+
+
+def test_information_is_never_above_the_kl_of_its_latent():
+    rng = np.random.default_rng(0)
+    for scale in (0, 1e-3, 0.1, 1, 30):
+        mu, logvar = scale * rng.normal(size=(400, 3)), -rng.uniform(0, 1 + scale, size=(400, 3))
+        factors = np.unique(mu[:, :2], return_inverse=True)[1].reshape(400, 2) // 10
+        information = latent_information(mu, logvar, factors)
+        assert (0 <= information).all() and (information.max(axis=1) <= mean_kl(mu, logvar)).all()
+    assert (latent_information(np.zeros((9, 2)), np.full((9, 2), -200.0), np.eye(9, 2, dtype=int)) == 0).all()
+
+
+def test_the_top_factor_is_the_one_a_latent_knows_most_about_and_dead_latents_have_none():
+    information = np.array([[0.9, 0.3], [0.0, 0.5], [0.0, 0.0], [0.009, 0.0]])
+    named = top_factor(information, ("a", "b"), [2.0, 0.6, 0.5, ACTIVE])
+    assert named == [("a", pytest.approx(0.75)), ("b", 1), None, None]
+
+
+def test_the_sample_that_names_latents_is_always_the_same_and_random(monkeypatch):
+    indices, factors = metrics.fixed_sample(dsprites.FACTOR_SIZES)
     assert (
-        list(fast) == KEYS + ["settings"]
-        and fast["dci_completeness"] is None
-        and fast["settings"]["dci"] is None
+        np.array_equal(indices, metrics.fixed_sample(dsprites.FACTOR_SIZES)[0]) and len(set(indices)) == 300
     )
-    assert fast["settings"]["higgins"]["train"] < settings["higgins"]["train"]
-
-
-# From the command line.
-
-
-@pytest.fixture
-def small_grids(monkeypatch):
-    """Scores on 1,125 images, whatever --metrics says."""
-    whole = metrics.subgrid
-    monkeypatch.setattr(metrics, "subgrid", lambda sizes, level: whole(sizes, "glance"))
-    monkeypatch.setitem(metrics.BOOSTING, "n_estimators", 2)
-
-
-def test_one_command_scores_a_checkpoint(runs, small_grids):
-    runs.run("run", "--display_step", 40)
-    assert not (runs.outputs("run") / "40" / "metrics.json").exists()  # --metrics none is the default
-    trained = runs.checkpoint("run").read_bytes()
-    output = runs.run("run", "--train", "False", "--metrics", "full").stdout
-    scores = json.loads((runs.outputs("run") / "40" / "metrics.json").read_text())
-    assert list(scores) == KEYS + ["settings"]
-    for name in KEYS:
-        line = next(line for line in output.splitlines() if line.split()[0] == name)
-        assert float(line.split()[1]) == pytest.approx(scores[name], abs=5e-4)
-    settings = scores["settings"]
-    assert (settings["level"], settings["seed"], settings["iter"]) == ("full", 0, 40)
-    assert settings["versions"]["scikit-learn"] and settings["linear_svm"]["C"] == 0.01
-    written = {p.name for p in (runs.outputs("run") / "40").iterdir()}
-    assert {"latent_response.png", "mutual_information.png", "traverse_heart.gif"} <= written
-    assert (runs.outputs("run") / "capacity.png").exists()
-    assert runs.checkpoint("run").read_bytes() == trained
-
-
-def test_training_scores_at_its_end_and_is_not_changed_by_it(runs, small_grids):
-    runs.run("plain", "--display_step", 40)
-    output = runs.run("scored", "--display_step", 40, "--metrics", "fast", "--save_output", "False").stdout
-    assert "higgins_paper" in output and "not computed" in output
-    plain, scored = (read_checkpoint(runs.checkpoint(name)) for name in ("plain", "scored"))
-    for key in ("model_states", "optim_states", "generators", "window"):
-        assert same(plain[key], scored[key])
-    path = runs.outputs("scored") / "40" / "metrics.json"
-    assert [p.name for p in path.parent.iterdir()] == ["metrics.json"]  # no pictures were wanted
-    scores = path.read_bytes()
-    path.unlink()
-    # finished before
-    assert "higgins_paper" in runs.run("scored", "--metrics", "fast", "--save_output", "no").stdout
-    assert path.read_bytes() == scores
-    assert read_log(runs.outputs("scored") / "log.csv")["iter"] == [8, 16, 24, 32, 40]
-
-
-def test_what_cannot_be_scored_is_said_before_training(runs, monkeypatch):
-    error = runs.run("run", "--metrics", "fast", "--z_dim", 1, status=1).stderr
-    assert error.count("\n") == 1 and "2 latents" in error
-    monkeypatch.setattr("dataset.DSprites.factor_sizes", None)
-    error = runs.run("run", "--metrics", "fast", status=1).stderr
-    assert error.count("\n") == 1 and "known factors" in error and "--metrics none" in error
-    assert {path.name for path in runs.folder.rglob("*") if path.is_file()} == {"lock"}
-    assert "finished" in runs.run("run", "--max_iter", 2).stdout  # without metrics it trains and draws
+    assert np.array_equal(np.ravel_multi_index(factors.T, dsprites.FACTOR_SIZES), indices)
+    assert len(metrics.fixed_sample((3, 4))[0]) == 12

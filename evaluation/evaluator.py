@@ -1,0 +1,178 @@
+"""Scores and pictures of a model, for training and for notebooks. Knows networks, data sets, arrays and paths, no runs or flags.
+
+    evaluator = Evaluator(net, data)          # data: see dataset.return_data
+    evaluator.draw("pictures")                # traversals and reconstructions
+    evaluator.score("full", "pictures")       # every metric, in pictures/metrics.json
+
+All it draws at random comes from generators of its own: looking at a model never changes its training.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from evaluation import metrics
+from prepare.images import decode, reason
+from utils import UserError, atomic_file, stream_seed
+from viz import figures, pictures
+
+
+class Evaluator:
+    """Looks at net through the images of data; the network may go on learning between two calls.
+
+    net: encode(x) -> mu, logvar and decode(z) -> logits; seed: chooses the images and the random z of all pictures.
+    """
+
+    @torch.no_grad()
+    def __init__(self, net, data, seed=1):
+        self.net, self.data = net, data
+        generator = torch.Generator().manual_seed(stream_seed(seed, "pictures"))
+        indices = torch.randint(len(data), (21,), generator=generator)
+        self.seed_images = {**data.seed_images, "image": int(indices[0])}
+        self.reconstructed = indices[1:]
+        mu, _ = net.encode(data.batch(indices[:1]))  # 1, z_dim
+        self.random_z = torch.randn(mu.shape[1], generator=generator).to(mu.device)  # z_dim
+
+    def check(self, level):
+        """Raises UserError if the model cannot be scored; level: as of score(), or "none"."""
+        if level != "none" and not self.data.factor_sizes:
+            raise UserError(
+                f"--metrics {level} needs a data set with known factors, and this one has none: use --metrics none"
+            )
+        if level != "none" and len(self.random_z) < 2:
+            raise UserError(f"--metrics {level} needs at least 2 latents: use --metrics none")
+
+    def quick_information(self):
+        """KL of each latent, (z_dim,), and its information about each factor, (z_dim, K), in nats.
+
+        From the same 10,000 images for every model and level of --metrics: about 2 s. Without known factors: the KL from
+        1,000 images, and None.
+        """
+        if not self.data.factor_sizes:
+            indices = torch.linspace(0, len(self.data) - 1, 1000).long()
+            return metrics.mean_kl(*metrics.encode_all(self.net, self.data, indices)), None
+        indices, factors = metrics.fixed_sample(self.data.factor_sizes)
+        mu, logvar = metrics.encode_all(self.net, self.data, indices)
+        return metrics.mean_kl(mu, logvar), metrics.latent_information(mu, logvar, factors)
+
+    def name_latents(self, kld=None):
+        """KL of each latent, kld if given, and its texts for pictures (see top_factor_texts), None without known factors."""
+        if kld is not None and not self.data.factor_sizes:
+            return kld, None
+        measured, information = self.quick_information()
+        kld = measured.tolist() if kld is None else kld
+        if information is None:
+            return kld, None
+        return kld, top_factor_texts(metrics.top_factor(information, self.data.factor_names, measured))
+
+    @torch.no_grad()
+    def draw(self, folder, kld=None):
+        """Writes traversals and reconstructions to folder, which is made; returns the names of latents.
+
+        kld: KL of each latent in nats, which orders and labels them; default: of quick_information().
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        kld, names = self.name_latents(kld)
+        x = self.data.batch(torch.tensor(list(self.seed_images.values())))  # S, C, 64, 64
+        for name, image, z in zip(self.seed_images, x, self.net.encode(x)[0]):
+            self.draw_traversal(folder, name, z, kld, names, image)
+        self.draw_traversal(folder, "random", self.random_z, kld, names)
+        x = self.data.batch(self.reconstructed)  # 20, C, 64, 64
+        mu, _ = self.net.encode(x)
+        pictures.reconstruction(x, self.net.decode(mu), folder / "reconstruction.png")
+        pictures.factors(self.net.decode, mu[:5], kld, names, folder / "factors.png")
+        return names
+
+    def draw_traversal(self, folder, name, z, kld, names, image=None):
+        images = pictures.traverse(self.net.decode, z)  # z_dim, 19, C, 64, 64
+        pictures.traversal(images, kld, names, folder / f"traverse_{name}.png", image)
+        pictures.animation(images, kld, names, folder / f"traverse_{name}.gif")
+
+    @torch.no_grad()
+    def draw_files(self, files, folder, kld=None):
+        """Writes reconstruction_files.png and, of the i-th image file, traverse_file_i to folder, which is made.
+
+        Each image is taken whole and resized to the network's size; UserError names one that cannot be read.
+        """
+        folder = Path(folder)
+        x = torch.stack([read_image(file, self.data.channels) for file in files]).to(self.random_z.device)
+        folder.mkdir(parents=True, exist_ok=True)
+        kld, names = self.name_latents(kld)
+        mu, _ = self.net.encode(x)
+        pictures.reconstruction(x, self.net.decode(mu), folder / "reconstruction_files.png")
+        for i, (image, z) in enumerate(zip(x, mu), 1):
+            self.draw_traversal(folder, f"file_{i}", z, kld, names, image)
+
+    def score(self, level, folder, about=None, kld=None, draw=True):
+        """Prints every metric and writes metrics.json to folder, which is made; returns the scores.
+
+        level: "full", or "fast" (see metrics.score); about: a dict that the file holds beside the settings; draw: whether
+        to write latent_response.png and mutual_information.png too, with kld as for draw().
+        Under "latents" stand the numbers of quick_information(), the same at each level.
+        """
+        self.check(level)
+        path, names = Path(folder) / "metrics.json", self.data.factor_names
+        path.parent.mkdir(parents=True, exist_ok=True)
+        indices, factors = metrics.subgrid(self.data.factor_sizes, level)
+        mu, logvar = metrics.encode_all(self.net, self.data, indices)  # N, z_dim
+        scores = metrics.score(mu, logvar, factors, level)
+        measured, information = self.quick_information()
+        top_factor = metrics.top_factor(information, names, measured)
+        scores["latents"] = [
+            dict(kl=kl, top_factor=top and top[0], share=top and top[1], information=dict(zip(names, row)))
+            for kl, top, row in zip(measured.tolist(), top_factor, information.tolist())
+        ]
+        scores["settings"].update(about or {})
+        with atomic_file(path) as file:
+            file.write(json.dumps(scores, indent=2).encode())
+        print(f"{metrics.table(scores)}\n{len(mu):,} images; settings in {path}")
+        if draw:
+            kld = measured.tolist() if kld is None else kld
+            entropy, to = np.log(self.data.factor_sizes), path.with_name("mutual_information.png")
+            figures.mutual_information(information, entropy, names, kld, to)
+            to = path.with_name("latent_response.png")
+            self.draw_response(mu, factors, kld, top_factor_texts(top_factor), to)
+        return scores
+
+    @torch.no_grad()
+    def draw_response(self, mu, factors, kld, names, path):
+        """Draws the response of mu, (N, z_dim), on a grid of factors: those of dSprites, the figure knows no others."""
+        index = list(self.seed_images.values())[-2]  # the last of the data set's own: a heart
+        z, _ = self.net.encode(self.data.batch(torch.tensor([index])))
+        grid = mu.numpy().reshape(*metrics.grid_sizes(factors), -1)  # 3, 6, 40, 32, 32, z_dim
+        figures.latent_response(grid, pictures.traverse(self.net.decode, z[0]), kld, names, path)
+
+    def encode(self, path):
+        """Writes the codes of all images to path, an .npz file, in the order of the data set.
+
+        mu, logvar: float32 (N, z_dim), of q(z|x); where factors are known, also factors, int64 (N, K) counted from 0, and
+        factor_names (K,).
+        """
+        mu, logvar = metrics.encode_all(self.net, self.data)
+        arrays = dict(mu=mu.numpy(), logvar=logvar.numpy())
+        if self.data.factor_sizes:
+            arrays |= dict(
+                factors=metrics.subgrid(self.data.factor_sizes)[1],
+                factor_names=np.array(self.data.factor_names),
+            )
+        with atomic_file(path) as file:
+            np.savez(file, **arrays)
+        print(f"codes of {len(mu):,} images in {path}: {', '.join(arrays)}")
+
+
+def top_factor_texts(top_factor):
+    """The pairs of metrics.top_factor as pictures show them: "posX 93 %", or "" for none."""
+    return [f"{top[0]} {100 * top[1]:.0f} %" if top else "" for top in top_factor]
+
+
+def read_image(path, channels):
+    """An image file as float32 (channels, 64, 64) in [0, 1]; UserError if it cannot be read."""
+    if not Path(path).is_file():
+        raise UserError(f"{path} is no image file")
+    try:
+        return torch.tensor(decode(Path(path).read_bytes(), crop=0, channels=channels)) / 255
+    except Exception as error:  # decoders raise a dozen types
+        raise UserError(f"{path}: {reason(error)}") from None
