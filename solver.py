@@ -251,7 +251,7 @@ class Solver:
         """Chooses, from the seed, what the pictures of all iterations show."""
         generator = torch.Generator().manual_seed(stream_seed(self.args.seed, "pictures"))
         indices = torch.randint(len(self.data), (21,), generator=generator)
-        self.seed_images = {**self.data.fixed_images, "image": int(indices[0])}
+        self.seed_images = self.data.fixed_images or {"image": int(indices[0])}
         self.reconstructed = indices[1:]
         self.seed_z = torch.randn(self.args.z_dim, generator=generator)
 
@@ -262,22 +262,22 @@ class Solver:
         """
         folder = self.outputs / str(self.iter)
         folder.mkdir(parents=True, exist_ok=True)
-        kld, told = self.latent_kld(), None
+        kld, top_factor = self.latent_kld(), None
         if self.data.factor_sizes:
             information = self.glance() if information is None else information
-            told = pictures.tells(information, self.data.factor_names)
-        for name, (seed, z) in self.seeds().items():
-            images = pictures.traverse(self.net.decode, z)
-            pictures.traversal(images, kld, told, folder / f"traverse_{name}.png", seed)
-            pictures.animation(images, kld, told, folder / f"traverse_{name}.gif")
+            top_factor = pictures.top_factor(information, self.data.factor_names)
+        seeds, z = self.seeds()
+        images = pictures.traverse(self.net.decode, z, pictures.active(kld))
+        pictures.traversals(images, seeds, kld, top_factor, folder / "traverse.png")
+        pictures.animation(images, list(seeds), kld, top_factor, folder / "traverse.gif")
         x = self.data.batch(self.reconstructed)
         with torch.no_grad():
             mu, _ = self.net.encode(x)
             pictures.reconstruction(x, self.net.decode(mu), folder / "reconstruction.png")
-        pictures.factors(self.net.decode, mu[:5], kld, told, folder / "factors.png")
+        pictures.factors(self.net.decode, mu[:5], kld, top_factor, folder / "factors.png")
         if self.log.path.exists():
             figures.curves(self.log.path, self.outputs / "curves.png")
-            figures.capacity(self.log.path, told, self.outputs / "capacity.png", self.iter)
+            figures.capacity(self.log.path, top_factor, self.outputs / "capacity.png", self.iter)
         tqdm.write(f"pictures in {folder}")
         self.dashboard.update(self.iter, folder)
 
@@ -290,10 +290,13 @@ class Solver:
 
     @torch.no_grad()
     def seeds(self):
-        """{name: (image, z)} where traversals start: seed images and their means, and a random z without an image."""
+        """Where traversals start: {name: image, or None for a random code}, and the codes (S, z_dim)."""
         x = self.data.batch(torch.tensor(list(self.seed_images.values())))
         mu, _ = self.net.encode(x)
-        return {**dict(zip(self.seed_images, zip(x, mu))), "random": (None, self.seed_z.to(self.device))}
+        seeds = dict(zip(self.seed_images, x))
+        if self.data.fixed_images:
+            return seeds, mu
+        return {**seeds, "random": None}, torch.cat([mu, self.seed_z[None].to(mu)])
 
     def glance(self):
         """Mutual information of latents and factors, (z_dim, K), from a thousand images: enough for a name."""
@@ -342,10 +345,8 @@ class Solver:
             information, metrics.entropy(factors), names, kld, folder / "mutual_information.png"
         )
         grid = mu.numpy().reshape(*metrics.grid_sizes(factors), -1)
-        images = pictures.traverse(self.net.decode, self.seeds()["heart"][1])
-        figures.latent_response(
-            grid, images, kld, pictures.tells(information, names), folder / "latent_response.png"
-        )
+        top_factor = pictures.top_factor(information, names)
+        figures.latent_response(grid, kld, top_factor, folder / "latent_response.png")
         self.draw(information)
 
     def progress_bar(self):
