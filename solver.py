@@ -279,7 +279,7 @@ class Solver:
             figures.curves(self.log.path, self.outputs / "curves.png")
             figures.capacity(self.log.path, top_factor, self.outputs / "capacity.png", self.iter)
         tqdm.write(f"pictures in {folder}")
-        self.dashboard.update(self.iter, folder)
+        self.dashboard.update(self.iter)
 
     def latent_kld(self):
         """KL of each latent in nats, as the log has it; without one, of a thousand images."""

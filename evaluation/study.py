@@ -111,8 +111,8 @@ class Summary:
         self.put("summary.md", self.text(values))
         if self.rows:
             figures.study(values, self.folder / "summary.png")
-            if self.board and not self.board.send({"study": lambda: dashboard.study(self.folder, self.name)}):
-                self.board = None
+            if self.board:
+                self.board.send(dashboard.study(self.folder, self.name))
 
     def put(self, name, text):
         # other sweeps may write theirs at the same time

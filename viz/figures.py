@@ -34,7 +34,9 @@ def figure(path, width, height):
 
     The same bytes whatever MPLBACKEND and matplotlibrc say: matplotlib's own defaults, drawn by Agg.
     """
-    backend = os.environ.pop("MPLBACKEND", "")  # a notebook's may not be installed here: the import would fail
+    backend = os.environ.pop(
+        "MPLBACKEND", ""
+    )  # a notebook's may not be installed here: the import would fail
     from matplotlib import style
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -235,7 +237,8 @@ def study(values, path):
                 x = place + 0.5 * (np.arange(len(points)) + 0.5) / len(points) - 0.25
                 axes.plot(x, points, "o", color="C0", alpha=0.6, markersize=6, markeredgewidth=0)
                 axes.hlines(np.median(points), place - 0.32, place + 0.32, color="black", linewidth=1.5)
-            axes.set_title(metric + f" ({UNITS[metric]})" * (metric in UNITS), fontsize=10)
+            unit = f" ({UNITS[metric]})" if metric in UNITS else ""
+            axes.set_title(metric + unit, fontsize=10)
             names = settings if i + columns >= len(values) else []
             axes.set_xticks(range(len(settings)), names, rotation=0 if len(settings) <= 3 else 90)
             axes.set_xlim(-0.6, len(settings) - 0.4)

@@ -137,9 +137,9 @@ def animation(images, names, kld, top_factor, path):
         page = grid(rows, foot, tile, font=12)
         return page.convert("L").point(GREYS) if grey else page.quantize(64)
 
+    frames = [frame(step) for step in range(len(VALUES))]
     for stride in (1, 2, 3, 6):
-        frames, file = [frame(step) for step in range(0, len(VALUES), stride)], io.BytesIO()
-        rest = frames[1:] + frames[-2:0:-1]
+        file, rest = io.BytesIO(), frames[stride::stride] + frames[-1 - stride : 0 : -stride]
         frames[0].save(file, "gif", save_all=True, append_images=rest, duration=80 * stride, loop=0)
         if file.tell() < MAX_GIF:
             break
