@@ -374,7 +374,7 @@ def test_main_prepares_by_itself_and_trains(runs, name, channels, distribution):
     output = runs.run("run", *flags).stdout
     assert "preparing 9 images" in output and f"9 images, {'grey' if channels == 1 else 'colour'}" in output
     picture = Image.open(runs.outputs("run") / "4" / "reconstruction.png")
-    assert picture.size[0] > 400 and (runs.outputs("run") / "4" / "traverse_image.png").exists()
+    assert picture.size[0] > 400 and (runs.outputs("run") / "4" / "traverse.png").exists()
     other = {"gaussian": "bernoulli", "bernoulli": "gaussian"}[distribution]
     losses = [
         main.Solver(main.parse(list(map(str, [*runs.flags, *flags, "--viz_name", "x", *dist])))).distribution

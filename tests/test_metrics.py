@@ -550,7 +550,7 @@ def test_one_command_scores_a_checkpoint(runs, small_grids):
     assert (settings["level"], settings["seed"], settings["iter"]) == ("full", 0, 40)
     assert settings["versions"]["scikit-learn"] and settings["linear_svm"]["C"] == 0.01
     written = {p.name for p in (runs.outputs("run") / "40").iterdir()}
-    assert {"latent_response.png", "mutual_information.png", "traverse_heart.gif"} <= written
+    assert {"latent_response.png", "mutual_information.png", "traverse.gif"} <= written
     assert (runs.outputs("run") / "capacity.png").exists()
     assert runs.checkpoint("run").read_bytes() == trained
 

@@ -209,20 +209,23 @@ class Server:
 
     def post(self, endpoint, **message):
         """Sends a message about the environment; returns the text of the answer."""
+        return self.ask(endpoint, {"eid": self.env, **message})
+
+    def open_session(self):
         import requests  # comes with visdom
 
-        if not self.session:
-            self.session = requests.Session()
-            host = urlsplit(self.url).hostname  # no proxy stands between a machine and itself
-            self.session.trust_env = not (host in ("localhost", "::1") or host.startswith("127."))
-            if user := os.environ.get("VISDOM_USERNAME"):
-                password = hashlib.sha256(os.environ.get("VISDOM_PASSWORD", "").encode()).hexdigest()
-                self.ask("", dict(username=user, password=password))
-        return self.ask(endpoint, {"eid": self.env, **message})
+        self.session = requests.Session()
+        host = urlsplit(self.url).hostname  # no proxy stands between a machine and itself
+        self.session.trust_env = not (host in ("localhost", "::1") or host.startswith("127."))
+        if user := os.environ.get("VISDOM_USERNAME"):
+            password = hashlib.sha256(os.environ.get("VISDOM_PASSWORD", "").encode()).hexdigest()
+            self.ask("", dict(username=user, password=password))
 
     def ask(self, endpoint, message):
         import requests
 
+        if not self.session:
+            self.open_session()
         try:
             reply = self.session.post(f"{self.url}/{endpoint}", json=message, timeout=TIMEOUT)
         except requests.Timeout:
@@ -251,7 +254,7 @@ class Server:
         path = urlsplit(self.url).path
         links = "".join(
             f"<li><a href='{path}/env/{quote(name)}'>{html.escape(name)}</a></li>"
-            for name in sorted(json.loads(self.post("env_state")))
+            for name in sorted(json.loads(self.ask("env_state", {})))
             if name != "main" and "/" not in name
         )
         self.show(
