@@ -51,14 +51,12 @@ CURVES = {
     "mu": ("Posterior mean", "mean of \u03bc (prior: \u03c3 = 1)", {"mu_": "z_"}),
     "var": ("Posterior variance", "mean of \u03c3\u00b2 (prior: 1)", {"var_": "z_"}),
 }
-STYLES = {
-    "reconstruction": ("#000000", "solid"),
-    "total": ("#000000", "solid"),
-    "mean": ("#000000", "dot"),
-    "C": ("#c0c0c0", "dash"),  # C lies upon the total where training follows it
-}
 PALETTE = "#1f77b4 #ff7f0e #2ca02c #d62728 #9467bd #8c564b #e377c2 #7f7f7f #bcbd22 #17becf".split()
 DASHES = ["solid", "dash", "dot", "dashdot"]  # of latents 0 to 9, 10 to 19 ..
+STYLES = {
+    "mean": ("#000000", "dot"),
+    "C": ("#c0c0c0", "dash"),
+}  # C lies upon the total where training follows it
 
 
 # What the windows show. Each is a dict that visdom's /events takes, without the environment.
@@ -90,12 +88,11 @@ def plot(win, title, xlabel, ylabel, x, lines):
     """A window of lines {name: values} over x; what is not finite is a gap."""
     data = []
     for name, y in lines.items():
-        color, dash = STYLES.get(name) or (PALETTE[int(name[2:]) % 10], DASHES[int(name[2:]) // 10 % 4])
-        style = dict(
-            line=dict(color=color, dash=dash),
-            mode="lines+markers" if len(x) < 50 else "lines",
-            marker=dict(size=4),
-        )
+        color, dash = STYLES.get(name, ("#000000", "solid"))
+        if name.startswith("z_"):
+            color, dash = PALETTE[int(name[2:]) % 10], DASHES[int(name[2:]) // 10 % 4]
+        style = dict(line=dict(color=color, dash=dash), marker=dict(size=4))
+        style["mode"] = "lines+markers" if len(x) < 50 else "lines"
         y = [value if math.isfinite(value) else None for value in y]  # JSON has no infinity
         data.append(dict(type="scatter", name=name, x=x, y=y, **style))
     layout = dict(
@@ -120,9 +117,8 @@ def picture(path, title, width):
     with Image.open(io.BytesIO(png)) as image:
         height = round(width * image.height / image.width)
     content = dict(src=f"data:image/png;base64,{base64.b64encode(png).decode()}", caption=title)
-    return window(
-        path.stem, title, "image", content, (width, height + 45)
-    )  # the page would cut off the last 45 pixels
+    size = width, height + 45  # the page would cut off the last 45 pixels
+    return window(path.stem, title, "image", content, size)
 
 
 def study(folder, name):
@@ -132,10 +128,12 @@ def study(folder, name):
     yield window("table", "Table", "text", f"<pre style='{TEXT}'>{text}</pre>", (3 * SIZE[0], SIZE[1]))
 
 
-def newest(folder, name, iteration=math.inf):
+def newest(folder, name, iteration=None):
     """The folder of the last iteration, up to that one, in which there is a file of that name; None without."""
-    found = [path for path in folder.iterdir() if path.name.isdecimal() and (path / name).exists()]
-    return max((p for p in found if int(p.name) <= iteration), key=lambda p: int(p.name), default=None)
+    found = {
+        int(path.name): path for path in folder.iterdir() if path.name.isdecimal() and (path / name).exists()
+    }
+    return found.get(max((i for i in found if iteration is None or i <= iteration), default=None))
 
 
 def summary(folder, name, log, iteration=None, rate=None):
@@ -231,18 +229,14 @@ class Server:
         except requests.Timeout:
             raise ServerError(f"no answer in {max(TIMEOUT)} s") from None
         except requests.RequestException:
-            raise ServerError(
-                "no visdom server there, `python -m viz.dashboard --server` starts one"
-            ) from None
+            hint = "`python -m viz.dashboard --server` starts one"
+            raise ServerError(f"no visdom server there, {hint}") from None
         if reply.ok:
             return reply.text
-        login = reply.status_code in (400, 401, 403) and "Tornado" in reply.headers.get("Server", "")
-        hint = (
-            "are VISDOM_USERNAME and VISDOM_PASSWORD right for its login?"
-            if login
-            else "is it visdom's, or a proxy's?"
-        )
-        raise ServerError(f"HTTP {reply.status_code}, {hint}")
+        why = "is it visdom's, or a proxy's?"
+        if reply.status_code in (400, 401, 403) and "Tornado" in reply.headers.get("Server", ""):
+            why = "are VISDOM_USERNAME and VISDOM_PASSWORD right for its login?"
+        raise ServerError(f"HTTP {reply.status_code}, {why}")
 
     def show(self, window):
         """Puts a window in place of what was there under its name."""
@@ -257,10 +251,8 @@ class Server:
             for name in sorted(json.loads(self.ask("env_state", {})))
             if name != "main" and "/" not in name
         )
-        self.show(
-            window("runs", "Runs", "text", f"<div style='{TEXT}'><h4>Runs</h4><ul>{links}</ul></div>")
-            | {"eid": "main"}
-        )
+        text = f"<div style='{TEXT}'><h4>Runs</h4><ul>{links}</ul></div>"
+        self.show(window("runs", "Runs", "text", text) | {"eid": "main"})
 
 
 class Dashboard:
@@ -325,9 +317,7 @@ class Dashboard:
             self.fresh = False
         yield summary(self.folder, self.name, log, self.iteration, self.rate)
         yield from curves(log)
-        folder = newest(
-            self.folder, "reconstruction.png", math.inf if self.iteration is None else self.iteration
-        )
+        folder = newest(self.folder, "reconstruction.png", self.iteration)
         if folder != self.shown:
             yield from pictures(folder)
             self.shown = folder
@@ -374,9 +364,10 @@ def serve(port):
         ) from None
     finally:
         logging.disable(logging.NOTSET)
-    print(f"visdom: http://localhost:{port}, Ctrl-C ends it", flush=True)
     sys.argv[1:] = ["-port", str(port), "-bind_local", "-logging_level", "ERROR"]
-    run_server.main(print_func=lambda port: None)
+    run_server.main(
+        print_func=lambda port: print(f"visdom: http://localhost:{port}, Ctrl-C ends it", flush=True)
+    )
 
 
 def main(argv=None):

@@ -25,7 +25,11 @@ COLORS = [
     "navy",
 ]  # of the ten highest KL; others are grey
 SHAPE_COLORS = {"square": "tab:red", "ellipse": "tab:green", "heart": "tab:blue"}  # Higgins et al., Fig. 7
-UNITS = {"recon_loss": "nats", "total_kld": "nats", "total_correlation": "nats"}  # of what is no score
+UNITS = {
+    "recon_loss": "nats per image",
+    "total_kld": "nats per image",
+    "total_correlation": "nats",
+}  # of what is no score
 
 
 @contextlib.contextmanager
@@ -63,7 +67,7 @@ def latent_response(codes, kld, top_factor, path):
     scale, rotation = codes.mean(axis=(2, 3, 4)), codes.mean(axis=(1, 3, 4))  # shapes, values, z_dim
     most = 1.1 * max(abs(part[..., order]).max() for part in (position, scale, rotation))
 
-    with figure(path, 2.2 + 1.2 * len(order), 5.4) as drawn:
+    with figure(path, 2.2 + len(order), 5) as drawn:
         panels = drawn.subplots(3, len(order), squeeze=False, height_ratios=[1.3, 1, 1])
         for column, j in enumerate(order):
             heat = panels[0, column]

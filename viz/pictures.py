@@ -143,7 +143,7 @@ def animation(images, names, kld, top_factor, path):
         frames[0].save(file, "gif", save_all=True, append_images=rest, duration=80 * stride, loop=0)
         if file.tell() < MAX_GIF:
             break
-    write(path, file)
+    save(path, lambda whole, format: whole.write(file.getbuffer()))
 
 
 def reconstruction(x, x_recon, path, pairs=4):
@@ -215,13 +215,8 @@ def picture(image):
 
 
 def save(path, draw):
-    """Writes a picture through draw(file, format=)."""
-    file = io.BytesIO()
-    draw(file, format=path.suffix[1:])
-    write(path, file)
-
-
-def write(path, buffer):
-    """Writes a file in memory to path: a reader never sees half of it, and several processes may write it."""
+    """Writes a picture through draw(file, format=): a reader of path never sees half of it, and several may write it."""
+    buffer = io.BytesIO()
+    draw(buffer, format=path.suffix[1:])
     with atomic_file(path, shared=True) as file:
         file.write(buffer.getbuffer())
