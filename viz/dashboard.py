@@ -350,6 +350,7 @@ class Dashboard:
 def serve(port):
     """Runs a visdom server for this machine; with browser files that were fetched before, no network is needed."""
     try:
+        from tornado import autoreload
         from visdom.server import build, run_server
     except ImportError as error:
         raise UserError(f"{error}; `pip install -r requirements.txt` brings what the server needs") from None
@@ -364,6 +365,9 @@ def serve(port):
         ) from None
     finally:
         logging.disable(logging.NOTSET)
+    autoreload.start = lambda: (
+        None
+    )  # a changed file would restart the server, which would lose all that it shows
     sys.argv[1:] = ["-port", str(port), "-bind_local", "-logging_level", "ERROR"]
     run_server.main(
         print_func=lambda port: print(f"visdom: http://localhost:{port}, Ctrl-C ends it", flush=True)
