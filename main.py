@@ -91,6 +91,8 @@ def add_folder_flags(parser):
     add("--num_workers", type=count, default=2, help="threads that prepare images; training itself uses none")
 
     add = parser.add_argument_group("pictures and dashboard").add_argument
+    add("--image", nargs="+", metavar="FILE", help="also draw reconstructions and traversals of these images at the end")
+    add("--encode", metavar="FILE.npz", help="also write the codes (mu, logvar) of all images at the end")
     add("--save_output", type=boolean, default=True, help="write pictures; False: only log, checkpoints and scores")
     add("--gather_step", type=count, default=1000, help="iterations averaged in a row of log.csv; at most display_step")
     add("--display_step", type=count, default=10000, help="iterations between pictures")

@@ -207,6 +207,8 @@ class Solver:
             figures.curves(self.log.path, self.outputs / "curves.png")
             restarted = [self.args.restart_iter] if self.args.objective == "restart" else []
             figures.capacity(self.log.path, top_factor, self.outputs / "capacity.png", self.iter, restarted)
+        if self.iter >= self.args.max_iter or not self.args.train:
+            self.evaluator.write_page(folder / "explore.html", self.args.viz_name, self.latent_kld())
         tqdm.write(f"pictures in {folder}")
         self.dashboard.update(self.iter)
 
@@ -224,6 +226,10 @@ class Solver:
             self.dashboard.update(self.iter)
         if args.save_output and (args.metrics != "none" or not args.train):
             self.draw()
+        if args.encode:
+            self.evaluator.encode(args.encode)
+        if args.image:
+            self.evaluator.draw_files(args.image, folder, self.latent_kld())
 
     # Saving and loading.
 

@@ -16,7 +16,7 @@ import torch
 from evaluation import metrics
 from prepare.images import decode, reason
 from utils import UserError, atomic_file, stream_seed
-from viz import figures, pictures
+from viz import explore, figures, pictures
 
 
 class Evaluator:
@@ -30,7 +30,7 @@ class Evaluator:
         self.net, self.data = net, data
         generator = torch.Generator().manual_seed(stream_seed(seed, "pictures"))
         indices = torch.randint(len(data), (21,), generator=generator)
-        self.seed_images = {**data.seed_images, "image": int(indices[0])}
+        self.seed_images = data.seed_images or {"image": int(indices[0])}
         self.reconstructed = indices[1:]
         mu, _ = net.encode(data.batch(indices[:1]))  # 1, z_dim
         self.random_z = torch.randn(mu.shape[1], generator=generator).to(mu.device)  # z_dim
@@ -58,53 +58,72 @@ class Evaluator:
         return metrics.mean_kl(mu, logvar), metrics.latent_information(mu, logvar, factors)
 
     def name_latents(self, kld=None):
-        """KL of each latent, kld if given, and its texts for pictures (see top_factor_texts), None without known factors."""
+        """KL of each latent in nats, kld if given, and its metrics.top_factor; None where factors are unknown."""
         if kld is not None and not self.data.factor_sizes:
             return kld, None
         measured, information = self.quick_information()
         kld = measured.tolist() if kld is None else kld
         if information is None:
             return kld, None
-        return kld, top_factor_texts(metrics.top_factor(information, self.data.factor_names, measured))
+        return kld, metrics.top_factor(information, self.data.factor_names, measured)
+
+    @torch.no_grad()
+    def seeds(self):
+        """{name: image (C, H, W), or None} and codes (S, z_dim) that traversals start from.
+
+        The images that the data set says are worth showing; without any, one of its images and a random code.
+        """
+        x = self.data.batch(torch.tensor(list(self.seed_images.values())))  # S, C, 64, 64
+        z, _ = self.net.encode(x)
+        seeds = dict(zip(self.seed_images, x))
+        if self.data.seed_images:
+            return seeds, z
+        return {**seeds, "random": None}, torch.cat([z, self.random_z[None]])
 
     @torch.no_grad()
     def draw(self, folder, kld=None):
-        """Writes traversals and reconstructions to folder, which is made; returns the names of latents.
+        """Writes traversals and reconstructions to folder, which is made; returns the top factors of latents.
 
         kld: KL of each latent in nats, which orders and labels them; default: of quick_information().
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        kld, names = self.name_latents(kld)
-        x = self.data.batch(torch.tensor(list(self.seed_images.values())))  # S, C, 64, 64
-        for name, image, z in zip(self.seed_images, x, self.net.encode(x)[0]):
-            self.draw_traversal(folder, name, z, kld, names, image)
-        self.draw_traversal(folder, "random", self.random_z, kld, names)
+        kld, top_factor = self.name_latents(kld)
+        self.draw_traversals(*self.seeds(), kld, top_factor, folder / "traverse.png")
         x = self.data.batch(self.reconstructed)  # 20, C, 64, 64
         mu, _ = self.net.encode(x)
         pictures.reconstruction(x, self.net.decode(mu), folder / "reconstruction.png")
-        pictures.factors(self.net.decode, mu[:5], kld, names, folder / "factors.png")
-        return names
+        pictures.factors(self.net.decode, mu[:5], kld, top_factor, folder / "factors.png")
+        return top_factor
 
-    def draw_traversal(self, folder, name, z, kld, names, image=None):
-        images = pictures.traverse(self.net.decode, z)  # z_dim, 19, C, 64, 64
-        pictures.traversal(images, kld, names, folder / f"traverse_{name}.png", image)
-        pictures.animation(images, kld, names, folder / f"traverse_{name}.gif")
+    def draw_traversals(self, seeds, z, kld, top_factor, path):
+        images = pictures.traverse(self.net.decode, z, pictures.active(kld))  # S, L, 19, C, 64, 64
+        pictures.traversals(images, seeds, kld, top_factor, path)
+        pictures.animation(images, list(seeds), kld, top_factor, path.with_suffix(".gif"))
 
     @torch.no_grad()
     def draw_files(self, files, folder, kld=None):
-        """Writes reconstruction_files.png and, of the i-th image file, traverse_file_i to folder, which is made.
+        """Writes reconstruction_files.png, traverse_files.png and .gif of image files to folder, which is made.
 
         Each image is taken whole and resized to the network's size; UserError names one that cannot be read.
         """
         folder = Path(folder)
         x = torch.stack([read_image(file, self.data.channels) for file in files]).to(self.random_z.device)
         folder.mkdir(parents=True, exist_ok=True)
-        kld, names = self.name_latents(kld)
+        kld, top_factor = self.name_latents(kld)
         mu, _ = self.net.encode(x)
         pictures.reconstruction(x, self.net.decode(mu), folder / "reconstruction_files.png")
-        for i, (image, z) in enumerate(zip(x, mu), 1):
-            self.draw_traversal(folder, f"file_{i}", z, kld, names, image)
+        seeds = {f"image {i}": image for i, image in enumerate(x, 1)}
+        self.draw_traversals(seeds, mu, kld, top_factor, folder / "traverse_files.png")
+        print(f"{len(x)} images in {folder}: reconstruction_files.png, traverse_files.png and .gif")
+
+    @torch.no_grad()
+    def write_page(self, path, title, kld=None):
+        """Writes a page for a browser that decodes as sliders move, with the seeds and eight more images (viz/explore.py)."""
+        kld, top_factor = self.name_latents(kld)
+        x = self.data.batch(torch.tensor([*self.seed_images.values(), *self.reconstructed[:8].tolist()]))
+        names = [f"{top[0]} {100 * top[1]:.0f} %" if top else "" for top in top_factor or []]
+        explore.write_page(Path(path), self.net, x, self.net.encode(x)[0], kld, names or None, title)
 
     def score(self, level, folder, about=None, kld=None, draw=True):
         """Prints every metric and writes metrics.json to folder, which is made; returns the scores.
@@ -133,17 +152,9 @@ class Evaluator:
             kld = measured.tolist() if kld is None else kld
             entropy, to = np.log(self.data.factor_sizes), path.with_name("mutual_information.png")
             figures.mutual_information(information, entropy, names, kld, to)
-            to = path.with_name("latent_response.png")
-            self.draw_response(mu, factors, kld, top_factor_texts(top_factor), to)
+            grid = mu.numpy().reshape(*metrics.grid_sizes(factors), -1)  # 3, 6, 40, 32, 32, z_dim on dSprites
+            figures.latent_response(grid, kld, top_factor, path.with_name("latent_response.png"))
         return scores
-
-    @torch.no_grad()
-    def draw_response(self, mu, factors, kld, names, path):
-        """Draws the response of mu, (N, z_dim), on a grid of factors: those of dSprites, the figure knows no others."""
-        index = list(self.seed_images.values())[-2]  # the last of the data set's own: a heart
-        z, _ = self.net.encode(self.data.batch(torch.tensor([index])))
-        grid = mu.numpy().reshape(*metrics.grid_sizes(factors), -1)  # 3, 6, 40, 32, 32, z_dim
-        figures.latent_response(grid, pictures.traverse(self.net.decode, z[0]), kld, names, path)
 
     def encode(self, path):
         """Writes the codes of all images to path, an .npz file, in the order of the data set.
@@ -161,11 +172,6 @@ class Evaluator:
         with atomic_file(path) as file:
             np.savez(file, **arrays)
         print(f"codes of {len(mu):,} images in {path}: {', '.join(arrays)}")
-
-
-def top_factor_texts(top_factor):
-    """The pairs of metrics.top_factor as pictures show them: "posX 93 %", or "" for none."""
-    return [f"{top[0]} {100 * top[1]:.0f} %" if top else "" for top in top_factor]
 
 
 def read_image(path, channels):

@@ -66,7 +66,7 @@ def test_main_prepares_by_itself_and_trains(runs, name, channels, distribution):
     output = runs.run("run", *flags).stdout
     assert "preparing 9 images" in output and f"9 images, {'grey' if channels == 1 else 'colour'}" in output
     picture = Image.open(runs.outputs("run") / "4" / "reconstruction.png")
-    assert picture.size[0] > 400 and (runs.outputs("run") / "4" / "traverse_image.png").exists()
+    assert picture.size[0] > 400 and (runs.outputs("run") / "4" / "traverse.png").exists()
     assert dataset.default_distribution(name) == distribution
     other = {"gaussian": "bernoulli", "bernoulli": "gaussian"}[distribution]
     assert f"dist {distribution} (now {other})" in runs.run("run", *flags, "--dist", other, status=1).stderr

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torchvision.transforms.functional import to_pil_image
 
-from utils import ACTIVE, Parser, UserError, atomic_file, exit_status
+from utils import ACTIVE, Parser, UserError, atomic_file, run_cli
 
 
 def to_layers(decoder):
@@ -63,38 +63,20 @@ def write_page(path, net, images, mu, kld, names=None, title="beta-VAE"):
         model["seeds"].append({"png": base64.b64encode(png.getvalue()).decode(), "mu": mean})
     text = json.dumps(model, default=encode, allow_nan=False).replace("<", "\\u003c")
     page = Path(__file__).with_suffix(".html").read_text(encoding="utf-8")
-    with atomic_file(path, shared=True) as file:
+    with atomic_file(path) as file:
         file.write(page.replace("MODEL", text).encode())
 
 
-def load_model(path):
-    """The network of a checkpoint, in eval mode, and the flags of its run."""
-    from model import MODELS
-
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    flags, weights = argparse.Namespace(**state["arguments"]), state["model_states"]["net"]
-    net = MODELS[flags.model](flags.z_dim, nc=weights["encoder.0.weight"].shape[1])
-    net.load_state_dict(weights)
-    return net.eval(), flags
-
-
-@torch.no_grad()
 def explore(ckpt, out, dset_dir):
-    """Writes the page of a checkpoint; its KL is that of a thousand images."""
+    """Writes the page of a checkpoint."""
     from dataset import return_data
-    from evaluation import metrics
-    from viz.pictures import tells
+    from evaluation.evaluator import Evaluator
+    from model import load_model
+    from training.checkpoint import read_checkpoint
 
-    net, flags = load_model(ckpt)
-    data, names = return_data(argparse.Namespace(**{**vars(flags), "dset_dir": dset_dir})), None
-    mu, logvar = metrics.encode_all(net, data, torch.linspace(0, len(data) - 1, 1000).long())
-    if data.factor_sizes:
-        indices, factors = metrics.subgrid(data.factor_sizes, "glance")
-        information = metrics.mutual_information(metrics.encode_all(net, data, indices)[0], factors, bins=10)
-        names = tells(information, data.factor_names)
-    random = torch.randint(len(data), (8,), generator=torch.Generator().manual_seed(1))
-    x = data.batch(torch.tensor([*data.fixed_images.values(), *random]))
-    write_page(Path(out), net, x, net.encode(x)[0], metrics.mean_kl(mu, logvar), names, flags.viz_name)
+    flags = argparse.Namespace(**read_checkpoint(ckpt)["arguments"])
+    flags.dset_dir = dset_dir
+    Evaluator(load_model(ckpt), return_data(flags), flags.seed).write_page(out, flags.viz_name)
     print(f"{out}: open it in a browser")
 
 
@@ -104,7 +86,7 @@ def main(argv=None):
     parser.add_argument("--out", default="explore.html", help="file of the page")
     parser.add_argument("--dset_dir", default="data", help="folder of the run's data set")
     args = parser.parse_args(argv)
-    return exit_status(parser.prog, "interrupted", lambda: explore(**vars(args)))
+    return run_cli(parser.prog, "interrupted", lambda: explore(**vars(args)))
 
 
 if __name__ == "__main__":

@@ -1,191 +1,211 @@
 """Pictures made of images, and what all pictures share. Knows arrays, tensors and paths, nothing of runs or flags.
 
-What several of them take:
-    kld     KL of each latent in nats, z_dim floats: latents are shown in its order, the highest first
-    told    what each latent tells of the known factors, z_dim texts (from tells), or None
-    images  what the decoder makes of each latent's traversal, (z_dim, 19, C, H, W) in [0, 1] (from traverse)
+Arguments that several functions take:
+    kld         KL of each latent in nats, z_dim floats: the active latents are shown, the highest KL first
+    top_factor  (name, share) for each latent, or None (from evaluation.metrics); None where factors are unknown
+    images      decoded traversals of active(kld), (S, L, 19, C, H, W) in [0, 1] (from traverse)
 """
 
 import io
-import math
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
-from torchvision.utils import make_grid
 
 from utils import ACTIVE, atomic_file
 
-VALUES = torch.linspace(-3, 3, 19)  # that a traversed latent takes: +-3 prior sigma, 3 steps a sigma
-MOST = 32  # latents that a picture shows, of those with the highest KL
+VALUES = torch.linspace(-3, 3, 19)  # of a traversed latent: +-3 prior sigma, 3 steps a sigma
+MAX_GIF = 1_000_000  # bytes
 GREYS = [round(round(v / 255 * 63) / 63 * 255) for v in range(256)]  # 64 of them: half the size of a GIF
 
 
-# What the pictures say of a latent.
+# Names of latents.
 
 
-def by_kl(kld):
-    """Latents with the highest KL first; the higher index last among equals."""
-    return sorted(range(len(kld)), key=lambda j: -kld[j])[:MOST]
+def active(kld):
+    """Latents with more than ACTIVE nats, the highest KL first; the highest alone if there are none."""
+    order = sorted(range(len(kld)), key=lambda j: -kld[j])
+    return [j for j in order if kld[j] > ACTIVE] or order[:1]
 
 
-def tells(information, names):
-    """Of each latent: the factor it tells most about, and how much of all that it tells is about this one.
-
-    information: mutual information (z_dim, K) in nats; names: K factors. Returns z_dim texts, "posX 93 %".
-    """
-    best = information.argmax(axis=1)
-    share = information.max(axis=1) / np.maximum(information.sum(axis=1), 1e-12)
-    return [f"{names[k]} {100 * part:.0f} %" for k, part in zip(best, share)]
+def not_shown(kld):
+    """Words for the latents that active() leaves out: "7 inactive latents not shown", or "" for none."""
+    count = len(kld) - len(active(kld))
+    return f"{count} inactive latent{'s' * (count > 1)} not shown" if count else ""
 
 
-def title(j, kld, told, end="\n"):
-    """The lines that name latent j: its number, what it tells, its KL."""
-    word = "inactive" if kld[j] <= ACTIVE else told[j] if told else None
-    return end.join([f"z_{j}", *[word] * bool(word), f"KL {kld[j]:.2f} nats"])
+def label(j, kld, top_factor=None, end="\n"):
+    """Latent j in words: its factor if it is active, its KL. "posX  93 %", "z_3  4.12 nats"."""
+    known = top_factor and kld[j] > ACTIVE and top_factor[j]
+    factor = [f"{known[0]}  {100 * known[1]:.0f} %"] if known else []
+    return end.join([*factor, f"z_{j}  {kld[j]:.2f} nats"])
 
 
 # Traversals.
 
 
 @torch.no_grad()
-def traverse(decode, z, latents=None):
-    """Decodes z (z_dim,) with one latent after the other set to VALUES, the others as they are.
+def traverse(decode, z, latents):
+    """Decodes z (S, z_dim) with one of L latents after the other set to VALUES, the others as they are.
 
-    decode: z (B, z_dim) -> logits (B, C, H, W); latents: L of them, default all. Returns mean images
-    (L, 19, C, H, W) on the CPU.
+    decode: z (B, z_dim) -> logits (B, C, H, W). Returns mean images (S, L, 19, C, H, W) on the CPU.
     """
-    latents = range(len(z)) if latents is None else latents
-    codes = z.repeat(len(latents), len(VALUES), 1)  # L, 19, z_dim
+    codes = z[:, None, None].repeat(1, len(latents), len(VALUES), 1)  # S, L, 19, z_dim
     for row, j in enumerate(latents):
-        codes[row, :, j] = VALUES.to(z)
-    images = [torch.sigmoid(decode(row)).cpu() for row in codes]
-    return torch.stack(images)  # L, 19, C, H, W
+        codes[:, row, :, j] = VALUES.to(z)
+    images = torch.stack(
+        [torch.sigmoid(decode(row)).cpu() for row in codes.flatten(0, 1)]
+    )  # S * L, 19, C, H, W
+    return images.unflatten(0, codes.shape[:2])
 
 
-def traversal(images, kld, told, path, seed=None):
-    """Draws what each latent does: a row a latent, from -3 to 3 in ten steps, the others as in the seed.
+def traversals(images, seeds, kld, top_factor, path):
+    """Draws what each active latent does to each seed: a row a latent, a block of columns a seed.
 
-    seed: the image (C, H, W) that z is the code of, shown in front of each row; None if there is none.
+    seeds: {name: image (C, H, W), or None for a code of no image}, in the order of images. A single seed is shown from
+    -3 to 3 in ten steps, two in seven, more from -2 to 2 in five.
     """
-    order, columns = by_kl(kld), [f"{v:+.1f}" for v in VALUES[::2]]
-    rows = images[order][:, ::2]  # z_dim, 10, C, H, W
-    if seed is not None:
-        rows = torch.cat([seed.cpu().expand(len(order), 1, *seed.shape), rows], dim=1)
-        columns = ["seed", *columns]
-    grid(rows.flatten(0, 1), [title(j, kld, told) for j in order], columns, path)
+    steps = {1: range(0, 19, 2), 2: range(0, 19, 3)}.get(len(seeds), range(3, 16, 3))
+    inputs = {name: x.cpu() for name, x in seeds.items() if x is not None}
+    margin, middle = dark_margin([images[:, :, steps], *inputs.values()]), len(steps) // 2
+    head = ["input" if inputs else ""]
+    for name in seeds:
+        x = [crop(inputs[name], margin)] if name in inputs else [None]
+        head += [*[None] * (middle - 1), name, *x, *[None] * (len(steps) - middle - 1)]
+    rows = [
+        [label(j, kld, top_factor), *crop(images[:, row, steps], margin).flatten(0, 1)]
+        for row, j in enumerate(active(kld))
+    ]
+    named = "Its name: the factor it is most informative about, with the share of its mutual information."
+    foot = ["Each row changes one latent and keeps the others.", named if top_factor else "", not_shown(kld)]
+    table = [
+        head,
+        ["latent at", *map(number, VALUES[steps])] + [*map(number, VALUES[steps])] * (len(seeds) - 1),
+        *rows,
+    ]
+    tile = min(1430 // (len(steps) * len(seeds)), 102)
+    save(path, grid(table, "\n".join(filter(None, foot)), tile, columns=len(steps)).save)
 
 
-def factors(decode, seeds, kld, told, path, most=5):
+def factors(decode, z, kld, top_factor, path, most=5):
     """Draws a block of rows for each of the latents with the highest KL: it goes from -3 to 3 in several images.
 
-    As Higgins et al. (2017), Fig. 1 and 2, and Burgess et al. (2018). seeds: codes of the images, (S, z_dim), a
-    row of each block. A latent that does the same in all of its rows codes one factor.
+    As Higgins et al. (2017), Fig. 1 and 2, and Burgess et al. (2018). z: codes of the images, (S, z_dim), a row of each
+    block. A latent that does the same in all of its rows codes one factor.
     """
-    order = by_kl(kld)[:most]
-    # latents, S, 10, C, H, W
-    images = torch.stack([traverse(decode, z, order)[:, ::2] for z in seeds], dim=1)
-    labels = [
-        title(j, kld, told) if row == len(seeds) // 2 else "" for j in order for row in range(len(seeds))
-    ]
-    grid(images.flatten(0, 2), labels, [f"{v:+.1f}" for v in VALUES[::2]], path, scale=1, block=len(seeds))
+    order = active(kld)[:most]
+    images = traverse(decode, z, order)[:, :, ::2]  # S, L, 10, C, H, W
+    rows = [["latent at", *map(number, VALUES[::2])]]
+    for i, j in enumerate(order):
+        names = [label(j, kld, top_factor) if row == len(z) // 2 else "" for row in range(len(z))]
+        rows += [[name, *each] for name, each in zip(names, images[:, i])]
+    save(path, grid(rows, "", tile=96, together=len(z)).save)
 
 
-def animation(images, kld, told, path, columns=10):
-    """Writes a GIF that goes through all traversals at once, there and back, the latents side by side."""
-    order = by_kl(kld)
-    scale = 2 if len(order) <= columns else 1
-    font = ImageFont.load_default(7 * scale)
-    first = picture(images[order, 0], columns, scale)
-    head, width = 26 * scale, scale * (images.shape[-1] + 1)
-    side = 40 * scale  # where the value stands
-    rows = math.ceil(len(order) / columns)
-    height = first.height // rows  # of a row of images
+def animation(images, names, kld, top_factor, path):
+    """Writes a GIF of under 1 MB in which all active latents move at once, from -3 to 3 and back.
 
-    base = Image.new("RGB", (side + first.width, rows * (head + height)), "white")
-    draw = ImageDraw.Draw(base)
-    for place, j in enumerate(order):
-        row, column = divmod(place, columns)
-        at = side + (column + 0.5) * width, row * (head + height) + head / 2
-        draw.multiline_text(
-            at, title(j, kld, told), "black", font, anchor="mm", align="center", spacing=scale
-        )
+    A column a latent, a row a seed of names; more than ten latents stand in several bands, of the first seed alone.
+    """
+    order, grey = active(kld), images.shape[3] == 1
+    bands = -(-len(order) // 10)
+    columns = -(-len(order) // bands)
+    tile = min(720 // columns, 144) if bands == 1 else 64
+    captions = [label(j, kld, top_factor).replace("  ", "\n") for j in order]
+    images = crop(images if bands == 1 else images[:1], dark_margin([images]))
 
-    frames = []
-    for step, value in enumerate(VALUES):
-        frame = base.copy()
-        sheet = picture(images[order, step], columns, scale)
-        for row in range(rows):
-            strip = sheet.crop((0, row * height, sheet.width, (row + 1) * height))
-            frame.paste(strip, (side, row * (head + height) + head))
-        ImageDraw.Draw(frame).text(
-            (side / 2, head + height / 2),
-            f"{value:+z.1f}",
-            "black",
-            ImageFont.load_default(12 * scale),
-            anchor="mm",
-        )
-        frames.append(frame.convert("L").point(GREYS) if images.shape[2] == 1 else frame.quantize(128))
-    there_and_back = frames[1:] + frames[-2:0:-1]
-    save(path, frames[0].save, save_all=True, append_images=there_and_back, duration=80, loop=0)
+    def frame(step):
+        rows = []
+        for start in range(0, len(order), columns):
+            band = slice(start, start + columns)
+            rows += [
+                ["", *captions[band]],
+                *([name, *each] for name, each in zip(names, images[:, band, step])),
+            ]
+        foot = f"Each column moves one latent, now at {VALUES[step]:+z.1f}. {not_shown(kld)}"
+        page = grid(rows, foot, tile, font=12)
+        return page.convert("L").point(GREYS) if grey else page.quantize(64)
+
+    frames = [frame(step) for step in range(len(VALUES))]
+    for stride in (1, 2, 3, 6):
+        file, rest = io.BytesIO(), frames[stride::stride] + frames[-1 - stride : 0 : -stride]
+        frames[0].save(file, "gif", save_all=True, append_images=rest, duration=80 * stride, loop=0)
+        if file.tell() < MAX_GIF:
+            break
+    save(path, lambda whole, format: whole.write(file.getbuffer()))
 
 
 def reconstruction(x, x_recon, path, pairs=4):
     """Draws images beside their reconstructions, on one scale from 0 to 1.
 
-    x: (B, C, 64, 64) in [0, 1]; x_recon: logits, as x; pairs: how many pairs stand in a row.
+    x: (B, C, H, W) in [0, 1]; x_recon: logits, as x; pairs: how many pairs stand in a row.
     """
-    images = torch.stack([x, torch.sigmoid(x_recon)], dim=1).flatten(0, 1)  # x_0, x_recon_0, x_1 ..
-    grid(images, [], ["true", "recon"] * pairs, path)
+    images = torch.stack([x, torch.sigmoid(x_recon)], dim=1).flatten(0, 1).cpu()  # x_0, x_recon_0, x_1 ..
+    rows = [["", *part] for part in images.split(2 * pairs)]
+    save(path, grid([["", *["true", "recon"] * min(pairs, len(x))], *rows], "", tile=128, columns=2).save)
 
 
-def picture(images, columns, scale):
-    """Images (N, C, H, W) in [0, 1] side by side, with a grey line between, as one RGB picture."""
-    tiles = make_grid(images.cpu(), nrow=min(columns, len(images)), padding=1, pad_value=0.5)
-    pixels = tiles.clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).numpy()
-    whole = Image.fromarray(pixels)
-    return whole.resize((scale * whole.width, scale * whole.height), Image.Resampling.NEAREST)
+# Pages.
 
 
-def grid(images, row_labels, column_labels, path, scale=2, block=None):
-    """Writes images (R * C, channels, H, W) in [0, 1] as a grid with a label for each row and column.
+def number(value):
+    return f"{value:+z.1f}".replace(".0", "").replace("+0", "0")
 
-    block: rows that stand together, with a gap to the next ones; default all.
+
+def dark_margin(images):
+    """Pixels at all sides that are dark in all images (.., H, W) and can be cut off; at most a quarter."""
+    lit = torch.stack([part.flatten(0, -3).amax(dim=0) for part in images]).amax(dim=0) > 0.1  # H, W
+    lit = lit | lit.flip(0) | lit.flip(1) | lit.flip(0, 1)
+    return min(*(int(lit.any(dim=d).int().argmax()) for d in (0, 1)), min(lit.shape) // 4)
+
+
+def crop(images, margin):
+    return images[..., margin : images.shape[-2] - margin, margin : images.shape[-1] - margin]
+
+
+def grid(rows, foot, tile, font=26, columns=10**6, together=10**6):
+    """A page of rows of cells, each an image (C, H, W) in [0, 1], a text or None; the first of a row is its label.
+
+    foot: words below; tile: width of an image, font: size of texts, both in pixels; columns: so many columns of
+    images stand together before a gap; together: so many rows. Returns an RGB image.
     """
-    font = ImageFont.load_default(11 * scale)
-    lines = [line for label in row_labels for line in label.split("\n")]
-    left = max((round(font.getlength(line)) for line in lines), default=0) + 8 * scale
-    top, gap = 18 * scale, 8 * scale
-    blocks = [
-        picture(part, len(column_labels), scale)
-        for part in images.split((block or len(images)) * len(column_labels))
-    ]
-    page = Image.new(
-        "RGB", (left + blocks[0].width, top + sum(b.height + gap for b in blocks) - gap), "white"
-    )
-    draw = ImageDraw.Draw(page)
-    height, width = (scale * (side + 1) for side in images.shape[-2:])
-    for column, label in enumerate(column_labels):
-        draw.text((left + (column + 0.5) * width, top / 2), label, "black", font, anchor="mm")
-    for i, sheet in enumerate(blocks):
-        at = top + i * (blocks[0].height + gap)
-        page.paste(sheet, (left, at))
-        for row, label in enumerate(row_labels[i * (block or 0) :][:block]):
-            draw.multiline_text(
-                (left - 4 * scale, at + (row + 0.5) * height),
-                label,
-                "black",
-                font,
-                anchor="rm",
-                align="right",
-                spacing=3 * scale,
-            )
-    save(path, page.save)
+    face, gap = ImageFont.load_default(font), font // 2
+    left = 2 * gap + round(max(face.getlength(line) for row in rows for line in row[0].split("\n")))
+    h, w = next(cell.shape[1:] for cell in rows[-1] if isinstance(cell, torch.Tensor))
+    x = [left + (tile + 1) * i + gap * (i // columns) for i in range(max(map(len, rows)) - 1)]
+    y, count, places = gap, 0, []  # places: top and height of each row
+    for row in rows:
+        pictures = any(isinstance(cell, torch.Tensor) for cell in row)
+        y += gap * (pictures and count > 0 and count % together == 0)
+        lines = max(cell.count("\n") + 1 for cell in row if isinstance(cell, str))
+        places.append((y, tile * h // w if pictures else (font + 4) * lines))
+        y, count = sum(places[-1]) + 1, count + pictures
+    page = Image.new("RGB", (x[-1] + tile, y + bool(foot) * (foot.count("\n") + 2) * (font + 6)), "white")
+    style = ImageDraw.Draw(page), face
+    for (y, height), (name, *cells) in zip(places, rows):
+        text(*style, (left - gap, y + height / 2), name, "rm", "right")
+        for at, cell in zip(x, cells):
+            if isinstance(cell, str):
+                text(*style, (at + tile / 2, y + height / 2), cell, "mm", "center")
+            elif cell is not None:
+                page.paste(picture(cell).resize((tile, height), Image.Resampling.LANCZOS), (at, y))
+    text(*style, (left, page.height - gap), foot, "ld", "left", "dimgrey")
+    return page
 
 
-def save(path, write, **options):
-    """Writes a picture through write(file, format=): a reader of path never sees half of it, and several may write it."""
+def text(draw, face, at, words, anchor, align, color="black"):
+    draw.multiline_text(at, words, color, face, anchor, spacing=4, align=align)
+
+
+def picture(image):
+    """An image (C, H, W) in [0, 1], 1 or 3 channels, as an RGB image."""
+    pixels = image.clamp(0, 1).mul(255).round().byte().expand(3, -1, -1).permute(1, 2, 0)
+    return Image.fromarray(np.ascontiguousarray(pixels.numpy()))
+
+
+def save(path, draw):
+    """Writes a picture through draw(file, format=): a reader of path never sees half of it, and several may write it."""
     buffer = io.BytesIO()
-    write(buffer, format=path.suffix[1:], **options)
+    draw(buffer, format=path.suffix[1:])
     with atomic_file(path) as file:
         file.write(buffer.getbuffer())
