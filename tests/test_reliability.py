@@ -234,6 +234,14 @@ def test_what_is_no_file_is_no_checkpoint(copied):
     assert read_checkpoint(copied.checkpoint("run"))["iter"] == 20
 
 
+def test_what_a_killed_training_was_writing_is_removed_by_the_next(copied):
+    left = [copied.checkpoint("run", ".last.1f.tmp"), copied.outputs("run") / ".lock.pid.2e.tmp"]
+    for path in left:
+        path.write_bytes(b"half")
+    copied.run("run", "--max_iter 21 --save_output no")
+    assert not any(path.exists() for path in left)
+
+
 # Files of strangers.
 
 

@@ -38,11 +38,6 @@ class Checkpoints:
             if not (kept or current and path.name in ("last", str(current))):
                 path.unlink()
 
-    def remove_leftovers(self):
-        """Removes what a killed training was writing; only the process that holds the run's lock writes here."""
-        for path in self.folder.glob(".*.tmp"):
-            path.unlink(missing_ok=True)
-
     def save(self, state):
         """Writes state as last; what was last, if whole, becomes previous: one of them is always whole."""
         self.folder.mkdir(parents=True, exist_ok=True)

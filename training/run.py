@@ -114,7 +114,11 @@ class RunFolder:
         goes_on = args.ckpt_name == "last" and iteration > 0
         for folder in (self.outputs, self.checkpoints.folder):
             folder.mkdir(parents=True, exist_ok=True)
-        self.checkpoints.remove_leftovers()
+            for left in [
+                *folder.glob(".*.tmp"),
+                *folder.glob("[0-9]*/.*.tmp"),
+            ]:  # what a killed training was writing
+                left.unlink(missing_ok=True)
         log.open(own, keep=not goes_on)
         if args.overwrite and args.ckpt_name != "last":
             if iteration:
