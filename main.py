@@ -22,9 +22,17 @@ def make_parser():
     parser = Parser(
         prog="main.py",
         description=__doc__.split("\n")[0],
+        usage="%(prog)s [--FLAG VALUE ..]",
         allow_abbrev=False,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
+    add_training_flags(parser)
+    add_folder_flags(parser)
+    return parser
+
+
+def add_training_flags(parser):
+    """What is trained, and how."""
     # fmt: off
     add = parser.add_argument_group("run").add_argument
     add("--train", type=boolean, default=True, help="train; False: load the checkpoint, draw its pictures or score it")
@@ -62,7 +70,12 @@ def make_parser():
     add("--beta1", type=float, default=0.9, help="decay of Adam's first moment, per iteration")
     add("--beta2", type=float, default=0.999, help="decay of Adam's second moment, per iteration")
     add("--batch_size", type=count, default=64, help="images a batch; in neither paper, as far as found")
+    # fmt: on
 
+
+def add_folder_flags(parser):
+    """What it is trained on, and what it writes."""
+    # fmt: off
     add = parser.add_argument_group("data").add_argument
     add("--dataset", type=str.lower, choices=CHOICES["dataset"], default="dsprites",
         help="data set, in any case; folder: the images in dset_dir and below")
@@ -87,7 +100,6 @@ def make_parser():
         help="checkpoint to load: a name in the run's folder or a path; none: start afresh")
     add("--overwrite", type=boolean, default=False, help="replace an existing run of this name")
     # fmt: on
-    return parser
 
 
 def is_path(text):

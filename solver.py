@@ -10,19 +10,20 @@ import objectives
 from dataset import return_data
 from evaluation import metrics
 from model import MODELS
-from training.checkpoint import Checkpoints, load_optimizer
+from training.checkpoint import Checkpoints, load_noise, load_optimizer
 from training.log import Log, Window, read_log
 from training.run import RunFolder, StopSignals, compare_machines
 from utils import (
+    Order,
     UserError,
+    all_finite,
     atomic_file,
-    epoch_order,
-    find_device,
     first_line,
     git_commit,
     keep_freed_memory,
     machine,
     progress,
+    set_up_device,
     show_traceback,
     stream_seed,
 )
@@ -41,24 +42,24 @@ class Solver:
     """Trains a beta-VAE, or loads one, as args (the flags of main.py) say."""
 
     def __init__(self, args):
-        # Trained networks make denormal numbers, over which a CPU's convolutions stumble: 1.3 times the time of a step.
-        torch.set_flush_denormal(True)  # before there are other threads: each inherits it when it is made
-        self.args, self.device = args, find_device(args.cuda)
-        if args.threads:
-            torch.set_num_threads(args.threads)
-        if self.device.type == "cuda":  # TensorFloat-32: products of 10-bit mantissas, sums in float32
-            torch.backends.cuda.matmul.fp32_precision = torch.backends.cudnn.conv.fp32_precision = "tf32"
+        self.args, self.device = args, set_up_device(args.cuda, args.threads)
         self.folder = RunFolder(args)
         self.outputs, self.checkpoints = self.folder.outputs, self.folder.checkpoints
         self.dashboard = Dashboard(self.outputs, args.viz_name, args.viz_server, args.viz_port)
-        state = self.folder.load()
+        try:
+            self.open()
+        except BaseException:
+            self.folder.__exit__()  # in a notebook the error would keep the lock
+            raise
+
+    def open(self):
+        """Reads the checkpoint and the images, and builds what is trained."""
+        args, state = self.args, self.folder.load()
         args.image_size = MODELS[args.model].image_size
         self.data = return_data(args, self.device)
         self.distribution = args.dist or self.data.distribution
         keep_freed_memory()  # after the data set, which may have been made with much more
-        self.batches_per_epoch, self.epoch = len(self.data) // args.batch_size, None
-        if not self.batches_per_epoch:
-            raise UserError(f"{len(self.data)} images are fewer than one batch of {args.batch_size}")
+        self.order = Order(len(self.data), args.batch_size, args.seed, self.device)
         self.check_metrics()
         self.build()
         self.choose_pictures()
@@ -92,10 +93,7 @@ class Solver:
                 if stopped:  # also in the last iteration: the next call scores
                     return 128 + stopped
             else:
-                print(
-                    f"run {args.viz_name} is finished (iteration {self.iter:,}): "
-                    "a larger --max_iter continues it, another --viz_name starts a new run"
-                )
+                print(f"run {args.viz_name} is finished (iteration {self.iter:,}): --max_iter may be larger")
                 self.display()  # it may have been killed amid its last pictures
             self.evaluate()
         return 0
@@ -119,10 +117,8 @@ class Solver:
                     bar.set_postfix_str(self.window.text(), refresh=False)
                 if end or self.iter % args.save_step == 0 or self.iter % Checkpoints.KEEP_EVERY == 0:
                     self.save()
-                if (
-                    end or self.iter % args.display_step == 0
-                ):  # after saving: a picture that fails costs nothing
-                    self.display()
+                if end or self.iter % args.display_step == 0:
+                    self.display()  # after saving: a picture that fails costs nothing
             if self.saved_iter != self.iter:
                 self.save()
         self.log.close()
@@ -146,12 +142,8 @@ class Solver:
         return loss, {**terms, "mu": mu.mean(dim=0), "var": logvar.exp().mean(dim=0)}
 
     def next_indices(self):
-        """The images of this iteration; each epoch is a new permutation, less its last partial batch."""
-        epoch, position = divmod(self.iter - 1, self.batches_per_epoch)
-        if epoch != self.epoch:
-            self.epoch = epoch
-            self.order = epoch_order(self.args.seed, epoch, len(self.data)).to(self.device)
-        return self.order[position * self.args.batch_size :][: self.args.batch_size]
+        """The images of this iteration, (B,)."""
+        return self.order.batch(self.iter)
 
     def gather(self):
         """Writes the averages over the window as a row of the log, and opens the next window."""
@@ -175,16 +167,12 @@ class Solver:
     def stop_if_not_finite(self):
         """Waits for the device; UserError if a loss, a weight or an average of the optimiser is not finite."""
         first = int(self.first_nonfinite)
-        averages = [each for state in self.optim.state.values() for each in state.values()]
-        if first or not all(
-            torch.as_tensor(each).isfinite().all() for each in [*self.net.parameters(), *averages]
-        ):
-            stay = f"; the checkpoints from before stay in {self.checkpoints.folder}" * bool(
-                self.checkpoints.paths()
-            )
+        if first or not all_finite(self.net, self.optim):
             what = "loss is" if first else "weights or the optimiser's averages are"
+            stay = f"the checkpoints from before stay in {self.checkpoints.folder}; "
             raise UserError(
-                f"the {what} not finite since iteration {first or self.iter:,}: stopped{stay}; a lower --lr may help"
+                f"the {what} not finite since iteration {first or self.iter:,}: stopped; "
+                f"{stay if self.checkpoints.paths() else ''}a lower --lr may help"
             )
 
     # Pictures and scores.
@@ -320,8 +308,8 @@ class Solver:
                 "model_states": {"net": self.net.state_dict()},
                 "optim_states": {"optim": self.optim.state_dict()},
                 "generators": {"noise": self.noise.get_state()},
-                "epoch": self.iter // self.batches_per_epoch,
-                "position": self.iter % self.batches_per_epoch,
+                "epoch": self.iter // self.order.batches,
+                "position": self.iter % self.order.batches,
                 "window": self.window.state_dict(),
                 "data": self.data.fingerprint,
                 "arguments": vars(self.args),
@@ -341,19 +329,13 @@ class Solver:
             self.iter = state["iter"]
             if state["arguments"] is not None:
                 self.window.load_state_dict(state["window"])
-                self.load_noise(state)
+                load_noise(self.noise, state, stream_seed(args.seed, "noise", self.iter))
+                if args.train:
+                    compare_machines(state, machine(self.device, args.precision))
         except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
             raise UserError(
                 f"checkpoint {args.ckpt_name} does not fit --model {args.model} --z_dim {args.z_dim} --optimizer "
                 f"{args.optimizer} for {self.data.channels} channels, or is damaged ({first_line(error)})"
             ) from error
-        if not all(p.isfinite().all() for p in self.net.parameters()):
+        if not all_finite(self.net):
             raise UserError(f"checkpoint {args.ckpt_name} has weights that are not finite")
-
-    def load_noise(self, state):
-        if (state["device"] == "cpu") == (self.device.type == "cpu"):
-            self.noise.set_state(state["generators"]["noise"])
-        else:  # the generators of other devices have other states
-            self.noise.manual_seed(stream_seed(self.args.seed, "noise", self.iter))
-        if self.args.train:
-            compare_machines(state, machine(self.device, self.args.precision))

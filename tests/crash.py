@@ -10,7 +10,6 @@ pictures are compared, byte for byte, with those of a run in a process of its ow
 that are killed are forked from this process, which has loaded torch but computes nothing: it saves the imports' seconds.
 """
 
-import argparse
 import ctypes
 import mmap
 import os
@@ -40,26 +39,10 @@ from training.log import Log
 from utils import Parser, boolean, progress
 
 SAVE_STEP = 30
-FLAGS = [
-    "--model",
-    "B",
-    "--objective",
-    "B",
-    "--batch_size",
-    1,
-    "--max_iter",
-    240,
-    "--gather_step",
-    7,
-    "--display_step",
-    120,
-    "--save_step",
-    SAVE_STEP,
-    "--threads",
-    1,
-    "--viz_on",
-    False,
-]
+FLAGS = (
+    "--model B --objective B --batch_size 1 --max_iter 240 --gather_step 7 --display_step 120 "
+    f"--save_step {SAVE_STEP} --threads 1 --viz_on False"
+).split()
 # Kinds of kills: signals, where they are aimed, and up to which event there (a file opened, moved, removed; a row).
 KINDS = [
     ("SIGKILL", "anywhere", 0),
@@ -92,25 +75,10 @@ class Training:
     """A run of main.py under a name, called again and again: each time a fork of this process."""
 
     def __init__(self, folder, name, dset_dir, draws):
-        self.outputs, self.checkpoints, self.text = (
-            folder / "out" / name,
-            folder / "ckpt" / name,
-            folder / f"{name}.txt",
-        )
-        self.flags = [
-            *FLAGS,
-            "--viz_name",
-            name,
-            "--dset_dir",
-            dset_dir,
-            "--output_dir",
-            folder / "out",
-            "--ckpt_dir",
-            folder / "ckpt",
-            "--save_output",
-            draws,
-        ]
-        self.flags = list(map(str, self.flags))
+        self.outputs, self.checkpoints = folder / "out" / name, folder / "ckpt" / name
+        self.text = folder / f"{name}.txt"
+        self.flags = [*FLAGS, "--viz_name", name, "--dset_dir", str(dset_dir), "--save_output", str(draws)]
+        self.flags += ["--output_dir", str(folder / "out"), "--ckpt_dir", str(folder / "ckpt")]
         self.reached = ctypes.c_int64.from_buffer(mmap.mmap(-1, 8))  # iteration, shared with the fork
 
     def fork(self, place=None, nth=0, at_once=False):
@@ -133,6 +101,8 @@ class Training:
                 os.dup2(os.open(self.text, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
             self.watch(place, nth, at_once, writer)
             status = program.main(self.flags)
+        except SystemExit as stop:  # SIGTERM outside the training loop
+            status = stop.code
         except KeyboardInterrupt:  # in main.py's own lines: there is no run yet, or no longer
             status = 130
         except BaseException:
@@ -305,12 +275,7 @@ def campaign(folder, dset_dir, kills, minutes, seed, draw=False, bar=None):
 
 
 def main(argv=None):
-    parser = Parser(
-        prog="crash.py",
-        description=__doc__.split("\n")[0],
-        allow_abbrev=False,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = Parser(prog="crash.py", description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.add_argument("--kills", type=int, default=200, help="how often to kill a training")
     parser.add_argument("--minutes", type=float, default=30, help="after which no new training begins")
     parser.add_argument("--seed", type=int, default=1, help="of the moments")

@@ -1,5 +1,6 @@
 """The losses against torch.distributions and the papers' words, and as functions of each flag."""
 
+import copy
 import math
 
 import pytest
@@ -11,7 +12,7 @@ import objectives
 from objectives import capacity, capacity_penalty, kl_divergence, normalised_beta, reconstruction_loss
 from training.checkpoint import read_checkpoint
 from training.log import read_log
-from utils import epoch_order
+from utils import epoch_order, stream_seed
 
 
 def test_bernoulli_loss_is_the_negative_log_likelihood_in_nats_an_image():
@@ -124,6 +125,27 @@ def test_a_step_logs_mu_variance_and_KL_each_under_its_name(runs):
     assert terms["total_kld"].item() == pytest.approx(kl, rel=1e-5)
     assert terms["mean_kld"].item() == pytest.approx(kl / 10, rel=1e-5)
     assert not torch.equal(seen["z"], seen["mu"])
+
+
+def test_three_steps_are_those_of_the_loop_that_people_write(runs):
+    solver = runs.solver("run", "--batch_size 2 --gamma 10 --C_stop_iter 2 --lr 1e-3")
+    net, noise = copy.deepcopy(solver.net), torch.Generator().manual_seed(stream_seed(1, "noise"))
+    adam, order = torch.optim.Adam(net.parameters(), lr=1e-3), epoch_order(1, 0, len(solver.data))
+    for step, C in ((1, 12.5), (2, 25), (3, 25)):
+        solver.iter = step
+        solver.training_step(solver.data.batch(solver.next_indices()))
+        x = solver.data.batch(order[2 * step - 2 : 2 * step])
+        mu, logvar = net.encode(x)
+        z = mu + (logvar / 2).exp() * torch.randn(2, 10, generator=noise)
+        kl = torch_kl(Normal(mu, (logvar / 2).exp()), Normal(0, 1)).sum() / 2
+        loss = -Bernoulli(logits=net.decode(z)).log_prob(x).sum() / 2 + 10 * (kl - C).abs()
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+    for one, other in zip(solver.net.parameters(), net.parameters()):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
+    solver.iter = solver.order.batches + 1
+    assert torch.equal(solver.next_indices(), epoch_order(1, 1, len(solver.data))[:2])
 
 
 @pytest.mark.parametrize("flag, value", [("lr", 0.25), ("beta1", 0.5), ("beta2", 0.75)])

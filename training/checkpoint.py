@@ -103,12 +103,20 @@ class Checkpoints:
 
 def check_members(path):
     """ValueError if a zip file is not as torch.save writes it, or a checksum is wrong: torch itself does not look."""
+    if not path.is_file():  # a pipe would be waited for
+        raise ValueError("it is not a file")
     with zipfile.ZipFile(path) as archive:
         for info in archive.infolist():
             if info.compress_type != zipfile.ZIP_STORED or info.external_attr & MARKED_AS_FOLDER:
                 raise ValueError("it is not as torch.save writes it")
         if member := archive.testzip():
             raise ValueError(f"checksum of {member} is wrong")
+
+
+def starts_as_pickle(path):
+    """As what torch.save wrote before 1.6."""
+    with open(path, "rb") as file:
+        return file.read(2) == b"\x80\x02"
 
 
 def is_whole(path):
@@ -126,16 +134,14 @@ def read_checkpoint(path):
     "arguments": None here. UserError, in one line, if it cannot be read.
     """
     path = Path(path)
-    if not path.is_file():
-        raise UserError(f"checkpoint {path} cannot be read: it is not a file")
     try:
-        with open(path, "rb") as file:
-            before_zip = file.read(2) == b"\x80\x02"  # torch.save before 1.6 wrote pickles
-        if not before_zip:
+        if not (path.is_file() and starts_as_pickle(path)):
             check_members(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
         if type(state["iter"]) is not int or state["iter"] < 0 or not state["model_states"]["net"]:
             raise ValueError("its iteration or its network is missing")
+        if not isinstance(state.get("arguments"), (dict, type(None))):
+            raise ValueError("its flags are no table")
         return {"arguments": None, **state}
     except Exception as error:  # of zipfile, pickle and torch, for as many kinds of damage
         what = first_line(error)
@@ -167,3 +173,11 @@ def load_optimizer(optim, saved):
             or optim.state[p]["step"].numel() != 1
         ):
             raise ValueError("the optimiser's averages are of other shapes")
+
+
+def load_noise(noise, saved, seed):
+    """Sets the generator of the noise as in a checkpoint; anew, from seed, where that was of another kind of device."""
+    if (saved["device"] == "cpu") == (noise.device.type == "cpu"):
+        noise.set_state(saved["generators"]["noise"])
+    else:
+        noise.manual_seed(seed)

@@ -57,7 +57,9 @@ def defining_flags(args):
 
 def saved_flags(arguments):
     """The flags in a checkpoint, a dict, as a namespace; those that came later have the values it was made with."""
-    return argparse.Namespace(**{**ADDED, **arguments})
+    saved = argparse.Namespace(**ADDED)
+    vars(saved).update(arguments)
+    return saved
 
 
 def fault_of_flags(saved):
