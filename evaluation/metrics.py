@@ -239,7 +239,7 @@ def dci(codes, factors, seed=0, train=10_000, test=5_000, jobs=None):
                 if stop.is_set():
                     raise InterruptedError
 
-            importance, found = boosted_trees(x, places, x_test, **BOOSTING, step=step)
+            importance, found = boosted_trees(x, places, x_test, **BOOSTING, seed=seed, step=step)
             return importance, (values[found] == y_test[:, k]).mean()
 
         try:

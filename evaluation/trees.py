@@ -9,11 +9,11 @@ import numpy as np
 SAME = 1e-7  # values of a feature that lie closer than this cannot be told apart, as in scikit-learn
 
 
-def boosted_trees(x, y, x_test, n_estimators, learning_rate, max_depth, step=lambda: None):
+def boosted_trees(x, y, x_test, n_estimators, learning_rate, max_depth, seed=0, step=lambda: None):
     """Gradient boosting, Friedman (2001), Algorithms 5 and 6: trees of exact splits on the gradient of the log likelihood.
 
-    x: (N, F); y: labels 0 .. K - 1, (N,); x_test: (M, F); step: called after each round, a tree for each class (for two
-    classes one tree).
+    x: (N, F); y: labels 0 .. K - 1, (N,); x_test: (M, F); seed: breaks ties of features, as scikit-learn's does, for
+    other numbers; step: called after each round, a tree for each class (for two classes one tree).
     Returns each feature's share of all decrease of squared error, (F,), and the labels of x_test, (M,).
     """
     x, x_test = x.astype(np.float32).T.copy(), x_test.astype(np.float32).T.copy()  # F, N and F, M
@@ -25,11 +25,12 @@ def boosted_trees(x, y, x_test, n_estimators, learning_rate, max_depth, step=lam
     shrinkage = learning_rate * ((classes - 1) / classes if classes > 2 else 1)
     raw, raw_test = np.tile(prior, (len(y), 1)), np.tile(prior, (x_test.shape[1], 1))
     order, decrease = np.argsort(x, axis=1, kind="stable"), np.zeros(len(x))
+    rng = np.random.default_rng(seed)
     for _ in range(n_estimators):
         p = probabilities(raw)
         gradient, curvature = target - p, p * (1 - p)
         for t in range(target.shape[1]):
-            for rows, rows_test in leaves(x, order, x_test, gradient[:, t].copy(), max_depth, decrease):
+            for rows, rows_test in leaves(x, order, x_test, gradient[:, t].copy(), max_depth, decrease, rng):
                 slope, bend = gradient[rows, t].sum(), curvature[rows, t].sum()
                 value = shrinkage * slope / bend if bend > 1e-150 * len(rows) else 0.0  # one step of Newton's
                 raw[rows, t] += value
@@ -47,7 +48,7 @@ def probabilities(raw):
     return p / p.sum(axis=1, keepdims=True)
 
 
-def leaves(x, order, x_test, gradient, depth, decrease):
+def leaves(x, order, x_test, gradient, depth, decrease, rng):
     """Grows a tree and returns its leaves, as rows of x and of x_test; adds each split's decrease to its feature's.
 
     order: the rows in the order of each feature, (F, N).
@@ -63,10 +64,10 @@ def leaves(x, order, x_test, gradient, depth, decrease):
         n = np.arange(1, count)
         off = g.cumsum(axis=1)[:, :-1] - n * (total / count)  # F, count - 1
         gain = off**2 * (count / (n * (count - n)))  # decrease of squared error if the first n rows go left
-        feature, last = divmod(int(gain.argmax()), count - 1)
+        feature, last = best_split(gain, rng)
         if not differ(x[feature, order[feature, last : last + 2]]):  # rare: look where values differ
             gain[~differ(np.take_along_axis(x, order, axis=1))] = -1
-            feature, last = divmod(int(gain.argmax()), count - 1)
+            feature, last = best_split(gain, rng)
         if gain[feature, last] < 0:  # nowhere
             found.append((order[0], rows_test))
             continue
@@ -82,6 +83,14 @@ def leaves(x, order, x_test, gradient, depth, decrease):
             parts = order[mask].reshape(len(x), -1), order[~mask].reshape(len(x), -1)
         nodes += [(parts[0], rows_test[below], depth - 1), (parts[1], rows_test[~below], depth - 1)]
     return found
+
+
+def best_split(gain, rng):
+    """Feature and place of the highest gain, (F, n); of features that have it, duplicates for example, one by chance."""
+    highest = gain.max(axis=1)
+    ties = np.flatnonzero(highest == highest.max())
+    feature = ties[0] if len(ties) == 1 else rng.choice(ties)
+    return feature, gain[feature].argmax()
 
 
 def differ(values):

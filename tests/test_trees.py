@@ -52,5 +52,11 @@ def test_features_without_two_values_are_never_split():
 def test_a_round_is_told_of():
     count = []
     x, y = rows(60, 3)
-    boosted_trees(x, y, x, 4, 0.1, 2, lambda: count.append(1))
+    boosted_trees(x, y, x, 4, 0.1, 2, step=lambda: count.append(1))
     assert len(count) == 4
+
+
+def test_a_copy_of_a_feature_gets_half_of_its_importance():
+    x, y = rows(300, 3)
+    importance, _ = boosted_trees(x[:, [0, 0, 4]], y, x[:, [0, 0, 4]], 30, 0.1, 3)
+    assert importance[0] == pytest.approx(importance[1], rel=0.5) and importance[2] < importance[:2].min()
