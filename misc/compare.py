@@ -1,63 +1,64 @@
-"""Draws the logs of several runs into one plane, reconstruction loss against KL (misc/capacity.md).
+"""Draws runs and published results into one plane, reconstruction loss against KL (misc/capacity.md).
 
-    python -m misc.compare outputs/dsprites_B outputs/dsprites_B_rounded --out outputs/compare.png
+    python -m misc.compare outputs/dsprites_B outputs/other --results "beta 4 (public):15.4:35.6" --out outputs/compare.png
 
-Each row of log.csv is a point, so that a run is a line, to a dot at its last row. Of two runs at the same KL the lower
-one tells more of the image in the same nats.
+Each row of log.csv is a point, so that a run is a line, to a dot at its last row. Of two runs at the same KL the lower one
+tells more of the image in the same nats.
 """
 
 import sys
 from pathlib import Path
 
-from matplotlib.figure import Figure
-
 from training.log import read_log
 from utils import Parser, UserError, run_cli
-from viz.pictures import save
+from viz import figures
 
 
-def compare(folders, labels, to_recon, out):
-    """Writes the picture of the runs in folders, each with a log.csv, to the file out."""
+def read_run(folder, to_recon):
+    """KL and reconstruction loss of each row of a run's log whose loss is at most to_recon nats, and its last iteration."""
+    log = read_log(Path(folder) / "log.csv")
+    if not {"iter", "recon_loss", "total_kld"} <= log.keys():
+        raise UserError(f"{folder}/log.csv is not of a run: it has no iter, recon_loss and total_kld")
+    rows = [i for i, recon in enumerate(log["recon_loss"]) if recon <= to_recon]
+    if not rows:
+        raise UserError(f"{folder} has no row of at most {to_recon:g} nats")
+    kl, recon = ([log[name][i] for i in rows] for name in ("total_kld", "recon_loss"))
+    return kl, recon, log["iter"][rows[-1]]
+
+
+def point(text):
+    """argparse type: "name:KL:reconstruction" as (name, (KL, reconstruction))."""
+    name, kl, recon = text.rsplit(":", 2)
+    return name, (float(kl), float(recon))
+
+
+def compare(folders, labels, results, to_recon, out):
+    """Writes the picture of the runs in folders, each with a log.csv, and of known results to the file out."""
     if Path(out).suffix not in (".png", ".pdf", ".svg"):
         raise UserError(f"--out must end in .png, .pdf or .svg, not {out}")
+    labels = labels or [Path(folder).name for folder in folders]
     if len(labels) != len(folders):
         raise UserError(f"--labels must name each of the {len(folders)} runs, not {len(labels)}")
-    figure = Figure(figsize=(9, 7), layout="constrained")
-    axes = figure.subplots()
+    runs = {}
     for folder, label in zip(folders, labels):
-        log = read_log(Path(folder) / "log.csv")
-        if not {"iter", "recon_loss", "total_kld"} <= log.keys():
-            raise UserError(f"{folder}/log.csv is not of a run: it has no iter, recon_loss and total_kld")
-        rows = [i for i, recon in enumerate(log["recon_loss"]) if recon <= to_recon]
-        if not rows:
-            raise UserError(f"{folder} has no row of at most {to_recon:g} nats")
-        kld, recon = ([log[name][i] for i in rows] for name in ("total_kld", "recon_loss"))
-        (line,) = axes.plot(
-            kld, recon, label=f"{label}: {recon[-1]:.1f} nats after {log['iter'][rows[-1]]:,.0f}"
-        )
-        axes.plot(kld[-1], recon[-1], "o", color=line.get_color())
-    axes.set(xlabel="KL, nats an image", ylabel="reconstruction loss, nats an image", yscale="log")
-    axes.yaxis.set_major_formatter("{x:.0f}")
-    axes.yaxis.set_minor_formatter("{x:.0f}")
-    axes.grid(alpha=0.3, which="both")
-    figure.legend(loc="outside lower center", ncols=2, frameon=False)
+        kl, recon, iteration = read_run(folder, to_recon)
+        runs[f"{label}: {recon[-1]:.1f} nats after {iteration:,.0f}"] = kl, recon
     Path(out).parent.mkdir(parents=True, exist_ok=True)
-    save(Path(out), figure.savefig)
+    figures.rate_distortion(runs, dict(results), Path(out))
 
 
 def main():
     parser = Parser(prog="compare.py", description=__doc__.split("\n")[0])
-    parser.add_argument("folders", nargs="+", help="folders of runs, in each a log.csv")
-    parser.add_argument("--labels", nargs="+", help="what to call them; without: their folders' names")
-    parser.add_argument(
-        "--to_recon", type=float, default=float("inf"), help="leave out what lies above, nats"
+    add = parser.add_argument
+    add("folders", nargs="+", help="folders of runs, in each a log.csv")
+    add("--labels", nargs="+", help="what to call them; without: their folders' names")
+    add(
+        "--results", nargs="+", type=point, default=[], help="known results as points, name:KL:reconstruction"
     )
-    parser.add_argument("--out", default="outputs/compare.png", help="file of the picture")
+    add("--to_recon", type=float, default=float("inf"), help="leave out what lies above, nats")
+    add("--out", default="outputs/compare.png", help="file of the picture")
     args = parser.parse_args()
-    labels = args.labels or [Path(folder).name for folder in args.folders]
-    return run_cli(
-        "compare.py", "interrupted", lambda: compare(args.folders, labels, args.to_recon, args.out)
-    )
+    return run_cli("compare.py", "interrupted", lambda: compare(**vars(args)))
 
 
 if __name__ == "__main__":

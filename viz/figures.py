@@ -206,7 +206,7 @@ def rate_distortion(runs, results, path):
 
     runs: {name: (KL, reconstruction loss)}, each (rows,) nats; results: {name: (KL, reconstruction loss)} in nats.
     """
-    with figure(path, 8, 5.5) as drawn:
+    with figure(path, 9, 7) as drawn:
         axes = drawn.subplots()
         for name, (kl, recon) in runs.items():
             (line,) = axes.plot(kl, recon, label=name)
@@ -214,10 +214,16 @@ def rate_distortion(runs, results, path):
         for name, (kl, recon) in results.items():
             axes.plot(kl, recon, "x", color="black")
             axes.annotate(name, (kl, recon), (6, 4), textcoords="offset points", fontsize=9)
-        axes.set(xlabel="KL from the prior, nats per image", ylabel="reconstruction loss, nats per image")
+        axes.set(
+            xlabel="KL from the prior, nats per image",
+            ylabel="reconstruction loss, nats per image",
+            yscale="log",
+        )
+        for formatter in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+            formatter("{x:.0f}")
         axes.margins(x=0.12, y=0.1)
-        axes.grid(alpha=0.3)
-        axes.legend()
+        axes.grid(alpha=0.3, which="both")
+        drawn.legend(loc="outside lower center", ncols=2, frameon=False)
 
 
 # Many runs.
