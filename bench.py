@@ -1,364 +1,283 @@
-"""Measures how fast this project trains, beside the loop that people write.
+"""Measures training steps a second, beside the loop that people write.
 
-    python bench.py
-    python bench.py --model H --batch_size 128 --json bench.json
-    python bench.py --profile True          # in which operations an iteration spends its time
+    python bench.py --rounds 5 --burst 30
+    python bench.py --model FC --optimizer adagrad --lr 1e-2 --warm 2000 --threads 1 --json bench.json
 
-Arms, each a process of its own, run a few iterations in turn, so that a noisy machine hurts all alike:
-    plain       float32 tensor in memory, DataLoader with two workers, torch's own layers, eager, Adam
-    float32     main.py --precision float32
-    bf16        main.py --precision bf16
-In each round a large matrix product in either precision measures what the machine could do at most.
+Flags of main.py say what is trained. Bursts of steps take turns in one process, so that a noisy machine hurts all rows alike:
+    plain     float32 images in memory, DataLoader, torch's layers, NCHW, an optimiser that is not fused
+    Solver    a step of main.py: next_indices, data.batch, training_step
+Each at fresh and at trained weights: gradients of trained networks hold denormal numbers, over which CPUs stumble unless
+they are flushed to zero, as main.py has it. The learning rate is so small that the weights stay as they are. All rows have
+main.py's way with freed memory (utils.keep_freed_memory); a plain loop in a process of its own is slower still. Shares are
+of the rate of a large matrix product in the same run; FLOPs are those of convolutions and linear layers.
 """
 
-import argparse
 import contextlib
+import ctypes
 import json
-import multiprocessing
 import os
 import platform
 import statistics
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
-from tqdm import tqdm
 
-try:
-    import resource
-except ImportError:  # Windows has none: no peak memory there
-    resource = None
-
-import model
-from dataset import DATASETS, return_data
-from main import parse
-from objectives import capacity_penalty, kl_divergence, reconstruction_loss
+from main import make_parser, parse
+from model import MODELS, ConvTranspose2d, load_model
 from solver import Solver
-from utils import Parser, UserError, atomic_file, boolean, count, find_device, progress, run_cli, versions
+from training.settings import broken_rule
+from utils import UserError, atomic_file, count, progress, run_cli, versions
 
-WARM_UP = 20  # iterations
-DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
+TRAINED = Path(__file__).resolve().parent / "misc/dsprites_B_rounded.pt"
+ROWS = (  # weights, loop, whether denormal numbers are flushed
+    ("fresh", "plain", False),
+    ("fresh", "Solver", True),
+    ("trained", "plain", False),
+    ("trained", "plain", True),
+    ("trained", "Solver", False),
+    ("trained", "Solver", True),
+)
+DTYPES = {"plain": torch.float32, "float32": torch.float32, "bf16": torch.bfloat16}
 
 
-def make_parser():
-    parser = Parser(
-        prog="bench.py",
-        description=__doc__.split("\n")[0],
-        allow_abbrev=False,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+def bench_parser():
+    """The flags of main.py, and those of measuring."""
+    parser = make_parser()
+    parser.prog, parser.description = (
+        "bench.py",
+        f"{__doc__.splitlines()[0]} Takes the flags of main.py, too.",
     )
-    add = parser.add_argument
-    add("--model", choices=["H", "B"], default="B", help="network of Higgins et al. or of Burgess et al.")
-    add("--dataset", type=str.lower, choices=DATASETS, default="dsprites", help="data set, in any case")
-    add("--dset_dir", default="", help="folder of the data sets; without: a new, empty one")
-    add("--batch_size", type=count, default=64, help="images a batch")
-    add("--cuda", type=boolean, default=True, help="use a CUDA device when there is one")
-    add("--rounds", type=count, default=7, help="turns of each arm")
-    add("--burst", type=count, default=100, help="iterations of a turn")
+    add = parser.add_argument_group("measuring").add_argument
+    add("--rounds", type=count, default=7, help="turns of each row")
+    add("--burst", type=count, default=100, help="steps of a turn")
+    add(
+        "--weights",
+        default="",
+        help="checkpoint for the rows at trained weights; without: one of misc for model B on dSprites",
+    )
+    add(
+        "--warm",
+        type=count,
+        default=0,
+        help="iterations of training that make the trained weights, in place of --weights",
+    )
     add("--json", default="", help="file to write the figures to")
-    add("--profile", type=boolean, default=False, help="only print where the time of an iteration goes")
+    parser.set_defaults(model="B", objective="B", lr=5e-4, delta=1.0, viz_on=False, ckpt_name="none")
     return parser
 
 
-# What runs in the processes of the arms.
+class Plain:
+    """The loop as people write it, on an eighteenth of dSprites: all of it is as fast, but takes 12 GB."""
 
-
-class Turns(tqdm):
-    """The progress bar of a training which goes on, some iterations at a time, when told to through pipe."""
-
-    def __init__(self, pipe, device):
-        super().__init__(file=open(os.devnull, "w"))
-        self.pipe, self.device, self.left = pipe, device, 1
-
-    def update(self):
-        super().update()
-        self.left -= 1
-        if not self.left:
-            if self.device.type == "cuda":
-                torch.cuda.synchronize()
-            self.pipe.send("done")
-            self.left = self.pipe.recv()
-            if not self.left:
-                raise EndOfBench
-
-
-class EndOfBench(Exception):
-    pass
-
-
-def run_arm(name, args, pipe):
-    """Trains; after the first iteration, and whenever told, some more; at the end sends its peak memory in GB."""
-    try:
-        with (
-            open(os.devnull, "w") as null,
-            contextlib.redirect_stdout(null),
-            tempfile.TemporaryDirectory() as folder,
-        ):
-            if name == "plain":
-                train_plain(args, pipe)
-            else:
-                solver = project_solver(args, name, folder)
-                solver.progress_bar = lambda: Turns(pipe, solver.device)
-                solver.train()
-    except EndOfBench:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss if resource else 0  # KiB; bytes on macOS
-        pipe.send(peak * (1 if sys.platform == "darwin" else 1024) / 1e9)
-    except UserError as error:
-        print(f"bench.py: {error}", file=sys.stderr)
-
-
-def project_solver(args, precision, folder):
-    """The Solver that main.py would make; what it writes goes to folder."""
-    flags = [
-        "--model",
-        args.model,
-        "--objective",
-        "B",
-        "--lr",
-        5e-4,
-        "--precision",
-        precision,
-        "--cuda",
-        args.cuda,
-        "--dataset",
-        args.dataset,
-        "--dset_dir",
-        args.dset_dir,
-        "--batch_size",
-        args.batch_size,
-        "--viz_on",
-        False,
-        "--gather_step",
-        100,
-        "--output_dir",
-        f"{folder}/outputs",
-        "--ckpt_dir",
-        f"{folder}/checkpoints",
-    ]
-    return Solver(parse(list(map(str, flags))))
-
-
-def train_plain(args, pipe):
-    """The loop as people write it, on an eighth of the set: the whole is as fast, but takes 12 GB."""
-    device = find_device(args.cuda)
-    data = return_data(args)
-    images = torch.empty(len(data) // 8, data.channels, 64, 64)
-    # small parts: what is freed before training changes malloc's ways
-    for part in torch.arange(len(images)).split(64):
-        images[part] = data.batch(part)
-    loader = DataLoader(
-        images,
-        args.batch_size,
-        shuffle=True,
-        num_workers=2,
-        drop_last=True,
-        pin_memory=device.type == "cuda",
-        multiprocessing_context="fork" if sys.platform == "linux" else None,  # its default
-    )
-    model.ConvTranspose2d = torch.nn.ConvTranspose2d  # torch's own
-    net = model.MODELS[args.model](10, data.channels).to(device)
-    optim = torch.optim.Adam(net.parameters(), lr=5e-4)
-    bar = Turns(pipe, device)
-    while True:
-        for x in loader:
-            x = x.to(device)
-            x_recon, mu, logvar, _ = net(x)
-            recon_loss = reconstruction_loss(x, x_recon, data.distribution)
-            total_kld, _, _ = kl_divergence(mu, logvar)
-            loss = recon_loss + 1000 * capacity_penalty(total_kld, C=1)
-            optim.zero_grad()
-            loss.backward()
-            optim.step()
-            bar.update()
-
-
-# What runs in the process that measures.
-
-
-class Arm:
-    """A training in a process of its own, past its first iteration."""
-
-    def __init__(self, name, args):
-        context = multiprocessing.get_context("spawn")
-        self.name, (self.pipe, end) = name, context.Pipe()
-        self.process = context.Process(target=run_arm, args=(name, args, end))
-        start = time.perf_counter()
-        self.process.start()
-        end.close()
-        self.answer()
-        self.start_s = time.perf_counter() - start
-        self.speeds = []
-
-    def answer(self):
-        try:
-            return self.pipe.recv()
-        except EOFError:
-            raise UserError(f"the arm {self.name} ended early") from None
-
-    def run(self, iterations):
-        """Returns iterations a second."""
-        start = time.perf_counter()
-        self.pipe.send(iterations)
-        self.answer()
-        return iterations / (time.perf_counter() - start)
-
-    def end(self):
-        """Returns the peak memory of the process in GB."""
-        self.pipe.send(0)
-        peak = self.answer()
-        self.process.join()
-        return peak
-
-
-def matmul_gflop_s(dtype, device, repeats=3):
-    """GFLOP/s of the product of two square matrices: of side 2048, or smaller where a product would take seconds."""
-
-    def seconds(n):
-        start = time.perf_counter()
-        for _ in range(n):
-            a @ a
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter() - start
-
-    for size in (512, 1024, 2048):
-        a = torch.ones(size, size, dtype=dtype, device=device)
-        if seconds(1) > 0.1:  # bfloat16 where the CPU has no instructions for it: some 1 GFLOP/s
-            break
-    return 2e-9 * size**3 * repeats / seconds(repeats)
-
-
-def iteration_gflop(args):
-    """10^9 floating-point operations of the matrix products and convs in one iteration."""
-    x = torch.zeros(1, return_data(args).channels, 64, 64)
-    with FlopCounterMode(display=False) as counter:
-        x_recon, mu, logvar, _ = model.MODELS[args.model](10, x.shape[1])(x)
-        (x_recon.sum() + mu.sum() + logvar.sum()).backward()
-    return args.batch_size * counter.get_total_flops() / 1e9
-
-
-def measure(args):
-    """Runs the arms in turn; returns the figures of each arm, by name, and of the products, by precision."""
-    device, products, arms = find_device(args.cuda), {name: [] for name in DTYPES}, []
-    try:
-        for name in ("float32", "bf16", "plain"):  # the first makes the data
-            arms.append(Arm(name, args))
-        for arm in arms:
-            arm.run(WARM_UP)
-        for _ in progress(range(args.rounds), delay=0, leave=True, unit="round"):
-            for arm in arms:
-                arm.speeds.append(arm.run(args.burst))
-            for name, dtype in DTYPES.items():
-                products[name].append(matmul_gflop_s(dtype, device))
-        figures = {
-            arm.name: {
-                "it_s": statistics.median(arm.speeds),
-                "slowest": min(arm.speeds),
-                "fastest": max(arm.speeds),
-                "ratio": statistics.median(a / b for a, b in zip(arm.speeds, arms[-1].speeds)),
-                "start_s": arm.start_s,
-                "peak_gb": arm.end(),
-            }
-            for arm in arms
-        }
-        return figures, {name: statistics.median(values) for name, values in products.items()}
-    finally:
-        for arm in arms:
-            arm.process.terminate()
-
-
-def profile(args):
-    """Prints in which operations an iteration of the project spends its time."""
-    for precision in DTYPES:
-        with tempfile.TemporaryDirectory() as folder:
-            solver = project_solver(args, precision, folder)
-
-        def iterate(n):
-            for _ in range(n):
-                solver.iter += 1
-                solver.training_step(solver.data.batch(solver.next_indices()))
-
-        iterate(WARM_UP)
-        start = time.perf_counter()
-        with torch.profiler.profile() as record:
-            iterate(args.burst)
-        print(
-            f"\n{precision}: {(time.perf_counter() - start) / args.burst * 1e3:.1f} ms an iteration while profiled, of it"
+    def __init__(self, solver, images=40_960):
+        args, data, self.device = solver.args, solver.data, solver.device
+        self.net, self.objective, self.noise = (
+            MODELS[args.model](args.z_dim, data.channels),
+            solver.objective,
+            None,
         )
-        for event in sorted(record.key_averages(), key=lambda event: -event.self_cpu_time_total)[:16]:
-            print(
-                f"{event.self_cpu_time_total / args.burst / 1e3:8.2f} ms in {event.count // args.burst:3} {event.key}"
-            )
+        for layer in self.net.modules():
+            if isinstance(layer, ConvTranspose2d):
+                layer.__class__ = torch.nn.ConvTranspose2d
+        self.net.to(self.device)
+        optimizer = {"adam": torch.optim.Adam, "adagrad": torch.optim.Adagrad}[args.optimizer]
+        self.optim, self.iter = optimizer(self.net.parameters(), lr=args.lr), 0
+        chosen = torch.randperm(len(data))[:images].split(64)
+        images = torch.cat([data.batch(indices).cpu() for indices in chosen])  # N, C, 64, 64
+        self.loader = DataLoader(images, args.batch_size, shuffle=True, drop_last=True)
+        self.batches = iter(())
+
+    def step(self):
+        if (x := next(self.batches, None)) is None:
+            self.batches = iter(self.loader)
+            x = next(self.batches)
+        self.iter += 1
+        self.training_step(x.to(self.device))
+
+    def training_step(self, x):
+        x_recon, mu, logvar, z = self.net(x, self.noise)
+        loss, _ = self.objective(x, x_recon, mu, logvar, z, self.iter)
+        self.optim.zero_grad()
+        loss.backward()
+        self.optim.step()
+
+
+def solver_step(solver):
+    """What Solver.loop does in an iteration without log and pictures."""
+    solver.iter += 1
+    solver.training_step(solver.data.batch(solver.next_indices()))
+
+
+@contextlib.contextmanager
+def computing_threads():
+    """{flush: executor of one thread}: torch's threads take the mode for denormals from the one that first needs them."""
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # no glibc
+        ctypes.CDLL(None).mallopt(
+            -8, 1
+        )  # M_ARENA_MAX: or each would get its memory in another way than main.py
+    with ThreadPoolExecutor(1, initializer=torch.set_flush_denormal, initargs=(True,)) as flushing:
+        with ThreadPoolExecutor(1, initializer=torch.set_flush_denormal, initargs=(False,)) as keeping:
+            yield {True: flushing, False: keeping}
+
+
+def seconds(step, n, device):
+    """Seconds that a step takes: the mean of n, after two that do not count."""
+    for i in range(-2, n):
+        if i == 0:
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            start = time.perf_counter()
+        step()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return (time.perf_counter() - start) / n
+
+
+def matmul_gflop_s(dtype, device):
+    """GFLOP/s of the product of two square matrices, of side 2048, or 512 where a CPU has no instructions for dtype."""
+    for side in (512, 2048):
+        a = torch.rand(side, side, device=device).to(dtype)
+        took = seconds(lambda: a @ a, 5, device)
+        if took > 0.1:
+            break
+    return 2e-9 * side**3 / took
+
+
+def peak_gb(device):
+    """Peak memory so far in GB: of the process, or on the device; None where the system does not say."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
 
 def device_name(device):
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    info = Path("/proc/cpuinfo")
-    names = (
-        [
-            line.split(":")[1].strip()
-            for line in info.read_text().splitlines()
-            if line.startswith("model name")
-        ]
-        if info.exists()
-        else []
-    )
+    info = Path("/proc/cpuinfo").read_text() if os.path.exists("/proc/cpuinfo") else ""
+    names = [line.split(":")[1].strip() for line in info.splitlines() if line.startswith("model name")]
     return names[0] if names else platform.processor()
 
 
-def report(args, figures, products):
-    """Prints the table; returns what goes to --json."""
-    gflop, name = iteration_gflop(args), device_name(find_device(args.cuda))
-    print(
-        f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}; model {args.model}, {args.dataset}, "
-        f"batch {args.batch_size}, {gflop:.2f} GFLOP an iteration; {args.rounds} rounds of {args.burst} iterations"
-    )
-    print(
-        "           it/s (from .. to)      ratio  GFLOP/s  of a matrix product  first iteration  peak memory"
-    )
-    for arm in ("plain", "float32", "bf16"):
-        row, limit = figures[arm], products["bf16" if arm == "bf16" else "float32"]
-        print(
-            f"{arm:8} {row['it_s']:6.1f} ({row['slowest']:5.1f} .. {row['fastest']:5.1f}) {row['ratio']:8.2f} {row['it_s'] * gflop:8.0f}"
-            f"{row['it_s'] * gflop / limit:9.0%} of {limit:5.0f} {row['start_s']:14.1f} s {row['peak_gb']:9.2f} GB"
+def all_weights(solver, run):
+    """{"fresh": state dict, "trained": state dict}, the second if there are such weights."""
+    args = solver.args
+
+    def copy():
+        return {name: value.clone() for name, value in solver.net.state_dict().items()}
+
+    weights, path = {"fresh": copy()}, args.weights
+    if args.warm:
+        run(lambda: [solver_step(solver) for _ in progress(range(args.warm), unit="it")])
+        weights["trained"] = copy()
+    elif path or (args.model, args.dataset, args.z_dim) == ("B", "dsprites", 10):
+        weights["trained"] = load_model(path or TRAINED).state_dict()
+        try:
+            solver.net.load_state_dict(weights["trained"])
+        except RuntimeError:
+            raise UserError(
+                f"--weights {path} are of another network than --model {args.model} --z_dim {args.z_dim}"
+            ) from None
+    return weights
+
+
+def measure(args):
+    """Runs the rows in turn; returns what goes to --json."""
+    with tempfile.TemporaryDirectory() as folder, computing_threads() as threads:
+        args.output_dir, args.ckpt_dir = f"{folder}/outputs", f"{folder}/checkpoints"
+        solver = Solver(args)
+        with solver.folder:
+            weights = all_weights(solver, lambda work: threads[True].submit(work).result())
+            args.lr = 1e-9
+            threads[True].submit(seconds, partial(solver_step, solver), 1, solver.device).result()
+            peak = peak_gb(solver.device)  # before there is a plain loop
+            return {**compare(args, solver, weights, threads), "peak_gb": peak}
+
+
+def compare(args, solver, weights, threads):
+    plain = Plain(solver)
+    with FlopCounterMode(display=False) as counter:
+        plain.step()
+    gflop = counter.get_total_flops() / 1e9
+    rows = [row for row in ROWS if row[0] in weights]
+    took, products = {row: [] for row in rows}, {"plain": [], args.precision: []}
+    for _ in progress(range(args.rounds), delay=0, leave=True, unit="round"):
+        for row in rows:
+            state, loop, flush = row
+            trainer, step = (plain, plain.step) if loop == "plain" else (solver, partial(solver_step, solver))
+            trainer.net.load_state_dict(weights[state])
+            trainer.iter = 0 if state == "fresh" else args.C_stop_iter  # where C is C_max
+            took[row].append(threads[flush].submit(seconds, step, args.burst, solver.device).result())
+        for name, rates in products.items():
+            rates.append(matmul_gflop_s(DTYPES[name], solver.device))
+    products = {name: statistics.median(rates) for name, rates in products.items()}
+    figures = []
+    for row, times in took.items():
+        state, loop, flush = row
+        it_s, plain_times = 1 / statistics.median(times), took[state, "plain", False]
+        figures.append(
+            {
+                **dict(
+                    weights=state,
+                    loop=loop,
+                    flush=flush,
+                    it_s=it_s,
+                    slowest=1 / max(times),
+                    fastest=1 / min(times),
+                ),
+                "ratio": statistics.median(a / b for a, b in zip(plain_times, times)),
+                "gflop_s": it_s * gflop,
+                "share": it_s * gflop / products["plain" if loop == "plain" else args.precision],
+            }
         )
-    return {
-        "plain_it_s": figures["plain"]["it_s"],
-        "float32_it_s": figures["float32"]["it_s"],
-        "bf16_it_s": figures["bf16"]["it_s"],
-        "float32_ratio": figures["float32"]["ratio"],
-        "bf16_ratio": figures["bf16"]["ratio"],
-        "start_s": figures["float32"]["start_s"],
-        "peak_gb": figures["float32"]["peak_gb"],
-        "arms": figures,
-        "matmul_gflop_s": products,
-        "gflop": gflop,
-        "device": name,
-        "threads": torch.get_num_threads(),
-        "versions": versions(),
-        "arguments": vars(args),
-    }
+    about = dict(device=device_name(solver.device), threads=torch.get_num_threads(), versions=versions())
+    return {"rows": figures, "gflop": gflop, "matmul_gflop_s": products, **about, "arguments": vars(args)}
+
+
+def report(args, results):
+    """Prints the table."""
+    peak, products = results["peak_gb"], results["matmul_gflop_s"]
+    print(
+        f"{results['device']}, {results['threads']} threads, torch {torch.__version__}; model {args.model}, {args.dataset}, "
+        f"batch {args.batch_size}, {args.precision}; {args.rounds} rounds of {args.burst} steps of {results['gflop']:.2f} GFLOP"
+    )
+    print("weights  loop    denormals   it/s (from .. to)      ratio  GFLOP/s  of a matrix product")
+    for row in results["rows"]:
+        print(
+            f"{row['weights']:8} {row['loop']:7} {'flushed' if row['flush'] else 'kept':8} {row['it_s']:7.1f} "
+            f"({row['slowest']:5.1f} .. {row['fastest']:5.1f}) {row['ratio']:8.2f} {row['gflop_s']:8.0f} "
+            f"{row['share']:8.0%} of {products['plain' if row['loop'] == 'plain' else args.precision]:.0f}"
+        )
+    print(f"peak memory of the Solver alone: {f'{peak:.2f} GB' if peak else 'not known here'}")
 
 
 def main(argv=None):
     """Runs the program; returns its exit status."""
-    parser = make_parser()
-    args = parser.parse_args(argv)
-    for name in ("rounds", "burst", "batch_size"):
-        if getattr(args, name) < 1:
-            parser.error(f"--{name} must be at least 1, not {getattr(args, name)}")
+    parser = bench_parser()
+    args = parse(argv, parser)
+    at_least = (
+        (["rounds", "burst"], lambda v: v >= 1, "at least 1"),
+        (["warm"], lambda v: v >= 0, "at least 0"),
+    )
+    if broken := broken_rule(vars(args), at_least):
+        parser.error(f"--{broken[0]} must be {broken[1]}, not {getattr(args, broken[0])}")
+    if args.json and not Path(args.json).absolute().parent.is_dir():
+        parser.error(f"--json {args.json}: there is no such folder")
 
     def run():
-        with tempfile.TemporaryDirectory() as folder:
-            args.dset_dir = args.dset_dir or folder
-            if args.profile:
-                return profile(args)
-            results = report(args, *measure(args))
+        results = measure(args)
+        report(args, results)
         if args.json:
             with atomic_file(args.json) as file:
                 file.write(json.dumps(results, indent=2).encode())

@@ -1,12 +1,15 @@
 """What is fast computes the same: layers, precision, devices; and bench.py."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
 from torch import nn
 
 import bench
+from helpers import ROOT
 from layers import ConvTranspose2d
 from model import BetaVAE_B, BetaVAE_H
 from training.checkpoint import read_checkpoint
@@ -121,40 +124,101 @@ def test_flags_of_the_optimiser_that_belong_to_a_device_are_not_taken_from_a_che
     assert (group["fused"], group["capturable"], group["foreach"]) == (True, False, None)
 
 
-def test_bench_measures_every_arm(tmp_path, dset_dir, capsys):
-    flags = [
+@pytest.fixture
+def measuring(tmp_path, dset_dir):
+    """Flags of a small measurement."""
+    return [
         "--dset_dir",
-        dset_dir,
-        "--rounds",
-        1,
-        "--burst",
-        2,
+        str(dset_dir),
         "--batch_size",
-        8,
-        "--json",
-        tmp_path / "bench.json",
+        "8",
+        "--threads",
+        "2",
+        "--rounds",
+        "1",
+        "--burst",
+        "1",
     ]
-    assert bench.main(list(map(str, flags))) == 0
+
+
+def test_both_loops_of_bench_compute_the_same_step(runs, measuring):
+    args = bench.parse([*runs.command("run"), *measuring], bench.bench_parser())
+    solver = bench.Solver(args)
+    with solver.folder:
+        weights = bench.all_weights(solver, None)
+        plain = bench.Plain(solver, images=64)
+    assert {type(layer) for layer in plain.net.decoder} >= {nn.ConvTranspose2d}
+    for state in weights:
+        gradients = []
+        for trainer in (solver, plain):
+            trainer.net.load_state_dict(weights[state])
+            trainer.noise, trainer.iter = torch.Generator().manual_seed(1), args.C_stop_iter
+            trainer.training_step(solver.data.batch(torch.arange(8) * 90_000))
+            gradients.append([p.grad for p in trainer.net.parameters()])
+        for a, b in zip(*gradients):
+            torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4 * b.abs().max().item())
+
+
+def test_denormal_numbers_are_flushed_or_kept_in_all_threads_of_a_row_of_bench():
+    def kept():
+        return int((torch.full((2**20,), 1e-39) * 0.5).count_nonzero())
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with bench.computing_threads() as executors:
+            counts = {flush: executors[flush].submit(kept).result() for flush in (True, False)}
+    finally:
+        torch.set_num_threads(threads)
+    assert counts == {True: 0, False: 2**20}
+
+
+def test_bench_measures_both_loops_at_fresh_and_trained_weights(measuring, tmp_path, capsys):
+    assert bench.main([*measuring, "--json", str(tmp_path / "bench.json")]) == 0
     figures = json.loads((tmp_path / "bench.json").read_text())
-    for key in (
-        "plain_it_s",
-        "float32_it_s",
-        "bf16_it_s",
-        "float32_ratio",
-        "bf16_ratio",
-        "start_s",
-        "peak_gb",
-    ):
-        assert 0 < figures[key] < 1e4, key
+    rows = {(row["weights"], row["loop"], row["flush"]): row for row in figures["rows"]}
+    assert set(rows) == set(bench.ROWS)
     # 3 x 12.46 M multiply-adds, less the first layer's dx
     assert figures["gflop"] == pytest.approx(8 * 0.0737, rel=0.01)
-    assert figures["float32_ratio"] == pytest.approx(figures["float32_it_s"] / figures["plain_it_s"])
+    for (weights, _, _), row in rows.items():
+        assert row["ratio"] == pytest.approx(row["it_s"] / rows[weights, "plain", False]["it_s"])
+        assert row["gflop_s"] == pytest.approx(row["it_s"] * figures["gflop"])
+        assert row["share"] == pytest.approx(row["gflop_s"] / figures["matmul_gflop_s"]["float32"])
+    assert 0.1 < figures["peak_gb"] < 100
     output = capsys.readouterr().out
-    assert all(f"\n{arm}" in output for arm in ("plain", "float32", "bf16"))
+    assert all(f"\n{weights:8} {loop}" in output for weights, loop, _ in bench.ROWS)
 
 
-def test_bench_says_in_a_line_what_it_cannot_do(capsys):
-    assert bench.main(["--dataset", "celeba"]) == 1
-    with pytest.raises(SystemExit):
-        bench.main(["--rounds", "0"])
-    assert capsys.readouterr().err.count("\n") == 2
+def test_bench_trains_the_weights_that_it_has_no_file_of(measuring, tmp_path):
+    flags = ["--model", "FC", "--optimizer", "adagrad", "--warm", "2", "--json", str(tmp_path / "bench.json")]
+    assert bench.main([*measuring, *flags]) == 0
+    figures = json.loads((tmp_path / "bench.json").read_text())
+    assert {row["weights"] for row in figures["rows"]} == {"fresh", "trained"}
+
+
+def test_bench_says_in_a_line_what_it_cannot_do(measuring, tmp_path, capsys):
+    for flags in (["--rounds", "0"], ["--warm", "-1"], ["--json", str(tmp_path / "none" / "bench.json")]):
+        with pytest.raises(SystemExit):
+            bench.main(flags)
+    assert bench.main([*measuring, "--weights", "misc/dsprites_B.pt", "--model", "H"]) == 1
+    assert bench.main(["--dataset", "celeba", "--dset_dir", str(tmp_path)]) == 1
+    assert capsys.readouterr().err.count("\n") == 5
+
+
+def test_main_starts_without_the_libraries_that_only_some_runs_need():
+    """They would double the seconds that --help takes."""
+    code = "import main, sys; print(*{name.split('.')[0] for name in sys.modules}, 'torch._dynamo' in sys.modules)"
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    names = set(loaded.stdout.split())
+    assert not names & {
+        "matplotlib",
+        "pooch",
+        "requests",
+        "scipy",
+        "sklearn",
+        "torchvision",
+        "visdom",
+        "True",
+    }
