@@ -646,6 +646,13 @@ def test_information_is_never_above_the_kl_of_its_latent():
         information = latent_information(mu, logvar, factors)
         assert (0 <= information).all() and (information.max(axis=1) <= mean_kl(mu, logvar)).all()
     assert (latent_information(np.zeros((9, 2)), np.full((9, 2), -200.0), np.eye(9, 2, dtype=int)) == 0).all()
+    # Each half of these rows knows one label only, so that the correction adds as much again: 1.37 nats.
+    mu, labels = np.array([[-1.0], [1.0]] * 50), np.array([[0], [1]] * 50)
+    information, kl = (
+        latent_information(mu, 0 * mu + 2 * math.log(0.3), labels),
+        0.5 * (0.09 - math.log(0.09)),
+    )
+    assert information == pytest.approx(kl) and kl < 1.3
 
 
 def test_the_top_factor_is_the_one_a_latent_knows_most_about_and_dead_latents_have_none():
