@@ -111,9 +111,11 @@ def add_folder_flags(parser):
     # fmt: on
 
 
-def is_path(text):
+def is_path(value):
+    """Whether files can have that name; of a list, each of those; None is no name that is wrong."""
+    texts = value if isinstance(value, list) else [value or ""]
     try:
-        return b"\0" not in os.fsencode(text)
+        return not any(b"\0" in os.fsencode(text) for text in texts)
     except UnicodeEncodeError:
         return False
 
@@ -135,7 +137,8 @@ NAMES = (  # rules as in training/settings.py
         "a name for a folder inside output_dir, and none that another run's results may have",
     ),
     ([*FOLDERS, "viz_server"], lambda v: v, "given"),
-    ([*FOLDERS, "viz_name"], is_path, "a name that files can have"),
+    (["encode"], lambda v: v is None or Path(v).name, "a file"),
+    ([*FOLDERS, "viz_name", "encode", "image"], is_path, "a name that files can have"),
 )
 
 
@@ -154,7 +157,7 @@ def parse(argv=None, parser=None):
             f"--model {args.model} takes images of {size}x{size} pixels: --image_size must be {size}"
         )
     args.image_size = size
-    if not (args.train or args.save_output) and args.metrics == "none":
+    if not (args.train or args.save_output or args.encode or args.image) and args.metrics == "none":
         parser.error("--train False with --save_output False and --metrics none leaves nothing to do")
     if not args.train and args.ckpt_name == "none":
         parser.error("--train False needs a checkpoint: --ckpt_name none leaves nothing to draw or score")

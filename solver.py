@@ -7,7 +7,7 @@ from tqdm import tqdm
 
 import objectives
 from dataset import return_data
-from evaluation.evaluator import Evaluator
+from evaluation.evaluator import Evaluator, read_image
 from model import MODELS
 from training.checkpoint import Checkpoints, load_noise, load_optimizer
 from training.log import Log, Window
@@ -62,6 +62,8 @@ class Solver:
         self.build()
         self.evaluator = Evaluator(self.net, self.data, args.seed)
         self.evaluator.check(args.metrics)
+        for file in args.image or ():  # before the training, though they are drawn after it
+            read_image(file, self.data.channels, args.image_size)
         if state:
             self.load(state)
 

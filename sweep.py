@@ -32,7 +32,7 @@ from tqdm import tqdm
 # What takes seconds to import, as torch does, is imported where it is used: --help needs none of it.
 
 ROOT = Path(__file__).resolve().parent
-FIXED = ("train", "ckpt_name", "overwrite")  # flags of main.py that a sweep decides by what is on disk
+FIXED = ("train", "ckpt_name", "overwrite", "image", "encode")  # flags of main.py that no sweep takes
 RESUMABLE = ("max_iter", "precision")  # flags that may vary, although a run may go on with another value
 MOST_RUNS = 10_000
 RETRIES = 3  # after a worker or a main.py was killed
@@ -118,7 +118,9 @@ def parse(argv=None):
         refuse(error)
     flags = read_flags(rest)
     if fixed := [name for name in FIXED if name in flags]:
-        refuse(f"--{fixed[0]} is for single runs: a sweep starts, resumes or skips runs by what is on disk")
+        refuse(
+            f"--{fixed[0]} is for a single run of main.py: a sweep starts, resumes or skips runs by what is on disk"
+        )
     if script := flags.pop("viz_name", None):
         args.sweep_name = args.sweep_name or f"{script[-1]}_sweep"
     if not args.sweep_name:
@@ -356,8 +358,8 @@ class Sweep:
                 self.results[run.name] = look(run)
         study.write(self.folder, self.args.sweep_name, list(self.results.values()))
         if self.board and self.finished():
-            windows = partial(dashboard.study, self.folder, self.args.sweep_name)
-            self.board = self.board.send({"study": windows}) and self.board
+            windows = dashboard.study(self.folder, self.args.sweep_name)
+            self.board = self.board.send(windows) and self.board
 
 
 def run_sweep(args, runs):

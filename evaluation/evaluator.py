@@ -32,7 +32,9 @@ class Evaluator:
         indices = torch.randint(len(data), (21,), generator=generator)
         self.seed_images = data.seed_images or {"image": int(indices[0])}
         self.reconstructed = indices[1:]
-        mu, _ = net.encode(data.batch(indices[:1]))  # 1, z_dim
+        x = data.batch(indices[:1])
+        self.size = x.shape[-1]  # side of an image in pixels
+        mu, _ = net.encode(x)  # 1, z_dim
         self.random_z = torch.randn(mu.shape[1], generator=generator).to(mu.device)  # z_dim
 
     def check(self, level):
@@ -108,7 +110,8 @@ class Evaluator:
         Each image is taken whole and resized to the network's size; UserError names one that cannot be read.
         """
         folder = Path(folder)
-        x = torch.stack([read_image(file, self.data.channels) for file in files]).to(self.random_z.device)
+        x = torch.stack([read_image(file, self.data.channels, self.size) for file in files])
+        x = x.to(self.random_z.device)
         folder.mkdir(parents=True, exist_ok=True)
         kld, top_factor = self.name_latents(kld)
         mu, _ = self.net.encode(x)
@@ -174,11 +177,11 @@ class Evaluator:
         print(f"codes of {len(mu):,} images in {path}: {', '.join(arrays)}")
 
 
-def read_image(path, channels):
-    """An image file as float32 (channels, 64, 64) in [0, 1]; UserError if it cannot be read."""
+def read_image(path, channels, size):
+    """An image file as float32 (channels, size, size) in [0, 1]; UserError if it cannot be read."""
     if not Path(path).is_file():
         raise UserError(f"{path} is no image file")
     try:
-        return torch.tensor(decode(Path(path).read_bytes(), crop=0, channels=channels)) / 255
+        return torch.tensor(decode(Path(path).read_bytes(), size, crop=0, channels=channels)[0]) / 255
     except Exception as error:  # decoders raise a dozen types
         raise UserError(f"{path}: {reason(error)}") from None

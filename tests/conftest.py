@@ -26,7 +26,16 @@ def small_sample(monkeypatch):
 
 
 @pytest.fixture
-def runs(tmp_path, dset_dir):
+def thumbnails(monkeypatch):
+    """Pictures with images 16 pixels wide, which take a few tenths of a second where others take four."""
+    from viz import pictures
+
+    grid = pictures.grid
+    monkeypatch.setattr(pictures, "grid", lambda rows, foot, tile, **options: grid(rows, foot, 16, **options))
+
+
+@pytest.fixture
+def runs(tmp_path, dset_dir, thumbnails):
     return Runs(tmp_path, dset_dir)
 
 

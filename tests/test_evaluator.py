@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import re
 
 import numpy as np
 import pytest
@@ -17,12 +19,15 @@ from training.log import read_log
 from utils import UserError
 
 
+pytestmark = pytest.mark.usefixtures("thumbnails")
+
+
 class Squares:
     """A bright square whose place and size are known, (4, 5, 6) values: 120 images of 64x64."""
 
     channels, distribution = 1, "bernoulli"
     factor_names, factor_sizes = ("size", "x", "y"), (4, 5, 6)
-    fixed_images = {"small": 0, "large": 119}
+    seed_images = {"small": 0, "large": 119}
 
     def __len__(self):
         return 120
@@ -37,7 +42,7 @@ class Squares:
 
 class Unknown(Squares):
     factor_names = factor_sizes = None
-    fixed_images = {}
+    seed_images = {}
 
 
 class Oracle(torch.nn.Module):
@@ -81,8 +86,8 @@ def test_latents_are_named_by_what_they_know_and_dead_ones_are_not(oracle):
     kl, information = oracle.quick_information()
     assert kl[2] < 1e-6 < 1 < kl[:2].min()
     assert information.argmax(axis=1)[:2].tolist() == [1, 0] and information[2].max() < 1e-6
-    _, names = oracle.name_latents()
-    assert [name.split()[0] for name in names[:2]] == ["x", "size"] and names[2] == ""
+    _, top_factor = oracle.name_latents()
+    assert [top[0] for top in top_factor[:2]] == ["x", "size"] and top_factor[2] is None
 
 
 def test_one_model_has_one_number_whatever_the_level_the_seed_and_what_was_asked_before(
@@ -115,39 +120,43 @@ def test_pictures_are_the_same_for_a_seed_and_leave_all_random_numbers_alone(tmp
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         Evaluator(net, Squares(), seed).draw(tmp_path / name)
     assert torch.equal(before, torch.get_rng_state()) and numpy_before == np.random.get_state()[1].tolist()
-    files = sorted(path.name for path in (tmp_path / "a").iterdir())
-    traversals = [
-        f"traverse_{name}.{kind}" for name in ("image", "large", "random", "small") for kind in ("gif", "png")
-    ]
-    assert files == ["factors.png", "reconstruction.png", *traversals]
-    for file in files:
-        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
-    assert (tmp_path / "a" / "factors.png").read_bytes() != (tmp_path / "c" / "factors.png").read_bytes()
+    files = {path.name: path.read_bytes() for path in (tmp_path / "a").iterdir()}
+    assert set(files) == {"factors.png", "reconstruction.png", "traverse.gif", "traverse.png"}
+    assert files == {path.name: path.read_bytes() for path in (tmp_path / "b").iterdir()}
+    assert files["factors.png"] != (tmp_path / "c" / "factors.png").read_bytes()
 
 
-def test_traversals_start_at_the_means_of_the_images_and_reconstructions_are_of_means(monkeypatch, tmp_path):
+@pytest.fixture
+def drawn(monkeypatch):
+    """The arguments of each drawing function that the evaluator calls, by its name; nothing is drawn."""
     seen = {}
-    monkeypatch.setattr(evaluator.pictures, "traversal",
-        lambda images, kld, names, path, seed=None: seen.update({path.stem: (images, kld, seed)}))  # fmt: skip
-    monkeypatch.setattr(
-        evaluator.pictures, "reconstruction", lambda x, x_recon, path: seen.update(recon=(x, x_recon))
-    )
+    for name in ("traversals", "animation", "reconstruction", "factors"):
+        monkeypatch.setattr(evaluator.pictures, name, lambda *args, name=name: seen.update({name: args}))
+    return seen
+
+
+def test_all_seeds_are_traversed_from_their_means_in_one_picture(drawn, tmp_path):
     data = Squares()
     Evaluator(Oracle(), data).draw(tmp_path, kld=[3.0, 2.0, 0.0])
-    images, kld, seed = seen["traverse_large"]
-    assert kld == [3.0, 2.0, 0.0] and torch.equal(seed, data.batch(torch.tensor([119]))[0])
-    assert images[0, :, 0, 0, 0].tolist() == pytest.approx(torch.sigmoid(torch.linspace(-3, 3, 19)).tolist())
-    assert (
-        images[1:] - torch.sigmoid(torch.tensor(2.0))
-    ).abs().max() < 1e-6  # z_0 is the mean of that image, 4 - 2
-    assert seen["traverse_random"][2] is None
-    x, x_recon = seen["recon"]
+    images, seeds, kld, _, path = drawn["traversals"]
+    assert path.name == "traverse.png" and drawn["animation"][-1].name == "traverse.gif"
+    assert list(seeds) == drawn["animation"][1] == ["small", "large"] and kld == [3.0, 2.0, 0.0]
+    assert torch.equal(torch.stack(list(seeds.values())), data.batch(torch.tensor([0, 119])))
+    grey = images[..., 0, 0, 0]  # 2 seeds, 2 latents, 19 values
+    assert torch.allclose(grey[:, 0], torch.sigmoid(torch.linspace(-3, 3, 19)))
+    z_0 = torch.tensor([-2.0, 2.0])  # of the two images
+    assert torch.allclose(grey[:, 1], torch.sigmoid(z_0)[:, None].expand(-1, 19))
+    x, x_recon, _ = drawn["reconstruction"]
     assert x.shape == (20, 1, 64, 64) and torch.equal(x_recon, Oracle().decode(Oracle().encode(x)[0]))
 
 
-def test_data_without_factors_are_drawn_without_names_and_not_scored(tmp_path):
+def test_data_without_factors_or_seeds_are_drawn_from_an_image_and_a_random_code_and_not_scored(
+    drawn, tmp_path
+):
     looked = Evaluator(Oracle(), Unknown())
-    assert looked.draw(tmp_path) is None and (tmp_path / "traverse_image.gif").exists()
+    assert looked.draw(tmp_path) is None
+    _, seeds, _, top_factor, _ = drawn["traversals"]
+    assert list(seeds) == ["image", "random"] and seeds["random"] is None and top_factor is None
     assert looked.quick_information()[1] is None and looked.quick_information()[0][2] < 1e-6
     looked.check("none")
     for level in ("fast", "full"):
@@ -166,74 +175,66 @@ def test_codes_are_written_with_the_factors_of_each_image(oracle, tmp_path):
     assert sorted(np.load(tmp_path / "codes.npz")) == ["logvar", "mu"]
 
 
+FILE_PICTURES = {"reconstruction_files.png", "traverse_files.png", "traverse_files.gif"}
+
+
 def test_images_of_the_user_are_reconstructed_and_traversed(oracle, tmp_path):
     image = np.zeros((128, 128, 3), np.uint8)
     image[:16, 32:48] = 255  # a square of side 8 at x = 2, once it is halved
-    for name in ("a.png", "b.png"):
-        Image.fromarray(image).save(tmp_path / name)
-    oracle.draw_files([tmp_path / "a.png", str(tmp_path / "b.png")], tmp_path / "out")
-    written = {path.name for path in (tmp_path / "out").iterdir()}
-    assert written == {
-        "reconstruction_files.png",
-        *(f"traverse_file_{i}.{kind}" for i in (1, 2) for kind in ("png", "gif")),
-    }
-    x = evaluator.read_image(tmp_path / "a.png", 3)
-    assert (
-        x.shape == (3, 64, 64)
-        and x.dtype == torch.float32
-        and x[:, :7, 17:23].min() == 1
-        and x[:, 12:].max() == 0
-    )
+    files = [tmp_path / "a.png", str(tmp_path / "b.png")]
+    for file in files:
+        Image.fromarray(image).save(file)
+    oracle.draw_files(files, tmp_path / "out")
+    assert {path.name for path in (tmp_path / "out").iterdir()} == FILE_PICTURES
+    x = evaluator.read_image(tmp_path / "a.png", 3, 64)
+    assert x.shape == (3, 64, 64) and x.dtype == torch.float32
+    assert x[:, :7, 17:23].min() == 1 and x[:, 12:].max() == 0
 
 
-@pytest.mark.parametrize("kind", ["missing", "folder", "text", "fifo"])
+@pytest.mark.parametrize("kind", ["missing", "text", "fifo"])
 def test_an_image_that_cannot_be_read_is_named_and_nothing_is_written(oracle, tmp_path, kind):
-    import os
-
     path = tmp_path / "bad.png"
-    {"missing": lambda p: None, "folder": os.mkdir, "text": lambda p: p.write_text("no"), "fifo": os.mkfifo}[
-        kind
-    ](path)
+    {"missing": lambda p: None, "text": lambda p: p.write_text("no"), "fifo": os.mkfifo}[kind](path)
     with pytest.raises(UserError, match="bad.png"):
         oracle.draw_files([path], tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-# From the command line.
+def test_the_page_starts_from_the_seeds_and_eight_more_images_with_the_names_of_latents(tmp_path):
+    looked = Evaluator(BetaVAE_B(), Squares())
+    looked.write_page(tmp_path / "explore.html", "a title")
+    page = (tmp_path / "explore.html").read_text()
+    model = json.loads(re.search(r'\{"title": .*\}', page)[0])
+    assert model["title"] == "a title" and len(model["seeds"]) == 10
+    mu, _ = looked.net.encode(Squares().batch(torch.tensor([0, 119])))
+    assert torch.allclose(torch.tensor([seed["mu"] for seed in model["seeds"][:2]]), mu, atol=1e-5)
+    assert any(re.fullmatch(r"(size|x|y) \d+ %", name) for name in model["names"])
 
-SCORES = [
-    "higgins_paper",
-    "higgins",
-    "factor_vae",
-    "mig",
-    "sap",
-    "modularity",
-    "active_latents",
-    "total_correlation",
-]
+
+# From the command line.
 
 
 def test_one_command_scores_and_draws_a_checkpoint(runs, quick):
-    runs.run("run", "--max_iter", 2, "--display_step", 2)
+    runs.run("run", "--max_iter 2 --display_step 2")
     folder = runs.outputs("run") / "2"
     assert not (folder / "metrics.json").exists()  # --metrics none is the default
     trained = runs.checkpoint("run").read_bytes()
-    output = runs.run("run", "--train", "False", "--metrics", "full").stdout
+    output = runs.run("run", "--train False --metrics full").stdout
     scores = json.loads((folder / "metrics.json").read_text())
-    for name in SCORES:
+    for name in ("higgins_paper", "mig", "dci_disentanglement", "active_latents", "total_correlation"):
         line = next(line for line in output.splitlines() if line.split()[0] == name)
         assert float(line.split()[1]) == pytest.approx(scores[name], abs=5e-4)
     assert (scores["settings"]["level"], scores["settings"]["iter"]) == ("full", 2)
     assert scores["settings"]["versions"]["scikit-learn"] and len(scores["latents"]) == 10
     written = {path.name for path in folder.iterdir()}
-    assert {"latent_response.png", "mutual_information.png", "traverse_heart.gif"} <= written
+    assert {"latent_response.png", "mutual_information.png", "traverse.gif", "explore.html"} <= written
     assert (runs.outputs("run") / "capacity.png").exists() and runs.checkpoint("run").read_bytes() == trained
 
 
 def test_training_scores_at_its_end_and_is_not_changed_by_it(runs, quick):
-    flags = ("--max_iter", 4, "--gather_step", 2)
-    runs.run("plain", *flags, "--display_step", 4, "--save_output", "False")
-    output = runs.run("scored", *flags, "--display_step", 2, "--metrics", "fast").stdout
+    flags = "--max_iter 4 --gather_step 2"
+    runs.run("plain", flags, "--display_step 4 --save_output False")
+    output = runs.run("scored", flags, "--display_step 2 --metrics fast").stdout
     assert "higgins_paper" in output and "not computed" in output
     plain, scored = (read_checkpoint(runs.checkpoint(name)) for name in ("plain", "scored"))
     for key in ("model_states", "optim_states", "generators", "window"):
@@ -241,17 +242,41 @@ def test_training_scores_at_its_end_and_is_not_changed_by_it(runs, quick):
     path = runs.outputs("scored") / "4" / "metrics.json"
     scores = path.read_bytes()
     path.unlink()
-    assert (
-        "higgins_paper" in runs.run("scored", *flags, "--metrics", "fast", "--save_output", "no").stdout
-    )  # finished before
-    assert path.read_bytes() == scores
+    again = runs.run("scored", flags, "--metrics fast --save_output no").stdout  # finished before
+    assert "higgins_paper" in again and path.read_bytes() == scores
     assert read_log(runs.outputs("scored") / "log.csv")["iter"] == [2, 4]
 
 
-def test_what_cannot_be_scored_is_said_before_training(runs, monkeypatch):
-    error = runs.run("run", "--metrics", "fast", "--z_dim", 1, status=1).stderr
-    assert error.count("\n") == 1 and "2 latents" in error
+def test_what_cannot_be_scored_or_drawn_is_said_before_training(runs, monkeypatch):
+    assert "2 latents" in runs.refused("run", "--metrics fast --z_dim 1")
+    assert "none.png" in runs.refused("run", "--image", runs.folder / "none.png")
     monkeypatch.setattr("dataset.DSprites.factor_sizes", None)
-    error = runs.run("run", "--metrics", "fast", status=1).stderr
-    assert error.count("\n") == 1 and "known factors" in error and "--metrics none" in error
-    assert {path.name for path in runs.folder.rglob("*") if path.is_file()} == {"lock"}
+    error = runs.refused("run", "--metrics fast")
+    assert "known factors" in error and "--metrics none" in error
+    assert {path.name for path in runs.folder.rglob("*") if path.is_file()} <= {"lock", "lock.pid"}
+
+
+def test_codes_of_a_checkpoint_are_written_without_training_or_drawing(runs, monkeypatch):
+    monkeypatch.setattr("dataset.DSprites.__len__", lambda data: 100)
+    monkeypatch.setattr(metrics, "subgrid", lambda sizes: (None, np.zeros((100, 5), int)))
+    runs.run("run", "--max_iter 4 --save_output no")
+    codes = runs.folder / "codes.npz"
+    runs.run("run", "--train False --save_output False --encode", codes)
+    written = np.load(codes)
+    solver = runs.solver("run", "--train False")
+    mu, logvar = solver.net.encode(solver.data.batch(torch.arange(100)))
+    assert np.allclose(written["mu"], mu.detach(), atol=1e-5)
+    assert np.allclose(written["logvar"], logvar.detach(), atol=1e-5)
+    assert not list(runs.outputs("run").rglob("*.png"))
+
+
+def test_images_are_drawn_at_the_end_of_a_training_which_resumes_with_and_without_them(runs):
+    files = [runs.folder / "a.png", runs.folder / "b.png"]
+    for file in files:
+        Image.new("RGB", (80, 80), "white").save(file)
+    runs.run("run", "--max_iter 4 --save_output no --image", *files)
+    assert {path.name for path in (runs.outputs("run") / "4").iterdir()} == FILE_PICTURES
+    assert read_checkpoint(runs.checkpoint("run"))["arguments"]["image"] == list(map(str, files))
+    assert "resumed at iteration 4" in runs.run("run", "--max_iter 6 --save_output no").stdout
+    runs.run("run", "--train False --save_output no --image", files[0])
+    assert {path.name for path in (runs.outputs("run") / "6").iterdir()} == FILE_PICTURES
