@@ -21,7 +21,6 @@ scikit-learn is imported where it is needed: it would add a second to the start 
 import math
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 
 import numpy as np
 import torch
@@ -82,7 +81,7 @@ def checked(codes, factors):
     codes, factors = np.asarray(codes, dtype=np.float64), np.asarray(factors)
     if codes.ndim != 2 or factors.ndim != 2 or len(codes) != len(factors):
         raise ValueError(
-            f"codes (N, z) and factors (N, K) need N rows both, not shapes {codes.shape} and {factors.shape}"
+            f"codes {codes.shape} and factors {factors.shape} need N rows both: (N, z) and (N, K)"
         )
     if codes.shape[1] < 2 or factors.shape[1] < 2:
         raise ValueError("a score needs at least 2 latents and 2 factors")
@@ -109,14 +108,10 @@ def split(codes, factors, train, test, seed):
 def grid_sizes(factors):
     """Sizes (K,) of the full grid that factors (N, K) run through, the last one fastest."""
     values, places = zip(*(np.unique(column, return_inverse=True) for column in factors.T))
-    sizes = [len(v) for v in values]
-    if (
-        math.prod(sizes) != len(factors)
-        or (np.ravel_multi_index(places, sizes) != np.arange(len(factors))).any()
-    ):
+    sizes, n = [len(v) for v in values], len(factors)
+    if math.prod(sizes) != n or (np.ravel_multi_index(places, sizes) != np.arange(n)).any():
         raise ValueError(
-            "rows must be a full grid of factors, every combination once, the last factor fastest: "
-            "partners that share a factor's value are looked up in it"
+            "rows must be a full grid of factors, every combination once, the last factor fastest"
         )
     return np.array(sizes)
 
@@ -222,14 +217,8 @@ def dci(codes, factors, seed=0, train=10_000, test=5_000, jobs=None):
     """
     x, y, x_test, y_test = split(*checked(codes, factors), train, test, seed)
     labels = [np.unique(column, return_inverse=True) for column in y.T]  # values, and their places
-    stop = threading.Event()
-
-    with (
-        progress(
-            total=BOOSTING["n_estimators"] * sum(len(v) for v, _ in labels), desc="DCI", unit="tree"
-        ) as bar,
-        ThreadPoolExecutor(jobs) as pool,
-    ):
+    trees, stop = BOOSTING["n_estimators"] * sum(len(values) for values, _ in labels), threading.Event()
+    with progress(total=trees, desc="DCI", unit="tree") as bar, ThreadPoolExecutor(jobs) as pool:
 
         def fit(k):
             values, places = labels[k]
@@ -248,9 +237,8 @@ def dci(codes, factors, seed=0, train=10_000, test=5_000, jobs=None):
         finally:
             stop.set()  # or Ctrl-C would wait for threads that go on
     disentanglement, completeness = importance_scores(np.array(importance).T)
-    return dict(
-        disentanglement=disentanglement, completeness=completeness, informativeness=float(np.mean(accuracy))
-    )
+    accuracy = float(np.mean(accuracy))
+    return dict(disentanglement=disentanglement, completeness=completeness, informativeness=accuracy)
 
 
 def importance_scores(R):
@@ -267,7 +255,7 @@ def importance_scores(R):
 
     weights = R if R.sum() else np.ones_like(R)
     weights = weights / weights.sum()
-    return (float(concentration(R) @ weights.sum(axis=1)), float(concentration(R.T) @ weights.sum(axis=0)))
+    return float(concentration(R) @ weights.sum(axis=1)), float(concentration(R.T) @ weights.sum(axis=0))
 
 
 # Metrics that mutual information gives.
@@ -414,27 +402,23 @@ def total_correlation(codes):
 
 # All of them.
 
-SETTINGS = {
-    "full": {
-        "higgins_paper": dict(exclude=(0,), train=10_000, test=5_000, batch=64),
-        "higgins": dict(exclude=(), train=10_000, test=5_000, batch=64),
-        "factor_vae": dict(train=10_000, test=5_000, batch=64, variance_points=10_000, dead=0.05),
-        "mig": dict(points=10_000, bins=20),
-        "dci": dict(train=10_000, test=5_000),
-        "sap": dict(train=10_000, test=5_000),
-        "modularity": dict(points=10_000, bins=20),
-    }
+METRICS = {"higgins_paper": higgins, "higgins": higgins, "factor_vae": factor_vae, "mig": mig, "dci": dci}
+METRICS |= {"sap": sap, "modularity": modularity}
+POINTS = dict(train=10_000, test=5_000)  # that classifiers learn from and are tested on
+FULL = {
+    "higgins_paper": dict(exclude=(0,), **POINTS, batch=64),
+    "higgins": dict(exclude=(), **POINTS, batch=64),
+    "factor_vae": dict(**POINTS, batch=64, variance_points=10_000, dead=0.05),
+    "mig": dict(points=10_000, bins=20),
+    "dci": POINTS,
+    "sap": POINTS,
+    "modularity": dict(points=10_000, bins=20),
 }
-# Fewer points for classifiers; mutual information keeps its own, because its bias depends on them. On the
+# Half the points for classifiers; mutual information keeps its own, because its bias depends on them. On the
 # coarser grid, MIG of the same model is higher: 20 bins suffice for its 16 positions and 20 orientations.
-SETTINGS["fast"] = {
-    **SETTINGS["full"],
-    "dci": None,
-    **{
-        name: {**SETTINGS["full"][name], "train": 5_000, "test": 2_500}
-        for name in ("higgins_paper", "higgins", "factor_vae", "sap")
-    },
-}
+HALF = {key: value // 2 for key, value in POINTS.items()}
+FAST = {name: {**values, **HALF} if "train" in values else values for name, values in FULL.items()}
+SETTINGS = {"full": FULL, "fast": {**FAST, "dci": None}}
 
 
 def score(mu, logvar, factors, level="full", seed=0):
@@ -443,41 +427,23 @@ def score(mu, logvar, factors, level="full", seed=0):
     mu, logvar: (N, z); factors: (N, K), a full grid in its order whose factor 0 is shape; level:
     "fast", which leaves out DCI (None), or "full".
     """
-    settings = SETTINGS[level]
-    functions = {
-        "higgins_paper": higgins,
-        "higgins": higgins,
-        "factor_vae": factor_vae,
-        "mig": mig,
-        "dci": partial(dci, jobs=torch.get_num_threads()),
-        "sap": sap,
-        "modularity": modularity,
-    }
-    scores = {}
-    for name, function in (bar := progress(functions.items(), desc="metrics", unit="metric")):
+    scores, jobs = {}, torch.get_num_threads()
+    for name, settings in (bar := progress(SETTINGS[level].items(), desc="metrics", unit="metric")):
         bar.set_postfix_str(name, refresh=False)
-        value = function(mu, factors, seed=seed, **settings[name]) if settings[name] else None
+        options = dict(settings or {}, seed=seed, **({"jobs": jobs} if name == "dci" else {}))
+        value = METRICS[name](mu, factors, **options) if settings else None
         if name == "dci":
             value = value or dict.fromkeys(("disentanglement", "completeness", "informativeness"))
             scores |= {f"dci_{part}": value[part] for part in value}
         else:
             scores[name] = value
-    return {
-        **scores,
-        "active_latents": active_latents(mu, logvar),
-        "total_correlation": total_correlation(mu),
-        "settings": {
-            "level": level,
-            "seed": seed,
-            "images": len(mu),
-            "factor_sizes": grid_sizes(np.asarray(factors)).tolist(),
-            **settings,
-            "active_latents": dict(threshold=ACTIVE),
-            "logistic_regression": LOGISTIC,
-            "linear_svm": SVM,
-            "boosted_trees": BOOSTING,
-        },
-    }
+    about = dict(
+        level=level, seed=seed, images=len(mu), factor_sizes=grid_sizes(np.asarray(factors)).tolist()
+    )
+    about |= {**SETTINGS[level], "active_latents": dict(threshold=ACTIVE)}
+    about |= dict(logistic_regression=LOGISTIC, linear_svm=SVM, boosted_trees=BOOSTING)
+    scores |= dict(active_latents=active_latents(mu, logvar), total_correlation=total_correlation(mu))
+    return {**scores, "settings": about}
 
 
 def table(scores):
@@ -485,8 +451,6 @@ def table(scores):
     lines = []
     for name, value in scores.items():
         if name not in ("latents", "settings"):
-            text = (
-                "not computed" if value is None else str(value) if isinstance(value, int) else f"{value:.3f}"
-            )
+            text = "not computed" if value is None else f"{value:.3f}" if isinstance(value, float) else value
             lines.append(f"{name:22}{text}{' nats' if name == 'total_correlation' else ''}")
     return "\n".join(lines)
