@@ -13,10 +13,12 @@ of the rate of a large matrix product in the same run; FLOPs are those of convol
 """
 
 import contextlib
+import copy
 import ctypes
 import json
 import os
 import platform
+import re
 import statistics
 import sys
 import tempfile
@@ -25,6 +27,11 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
+try:
+    import resource
+except ImportError:  # Windows has none: no peak memory there
+    resource = None
+
 import torch
 from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
@@ -32,7 +39,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from main import make_parser, parse
 from model import MODELS, ConvTranspose2d, load_model
 from solver import Solver
-from training.settings import broken_rule
 from utils import UserError, atomic_file, count, progress, run_cli, versions
 
 TRAINED = Path(__file__).resolve().parent / "misc/dsprites_B_rounded.pt"
@@ -44,30 +50,21 @@ ROWS = (  # weights, loop, whether denormal numbers are flushed
     ("trained", "Solver", False),
     ("trained", "Solver", True),
 )
-DTYPES = {"plain": torch.float32, "float32": torch.float32, "bf16": torch.bfloat16}
+DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
 
 
 def bench_parser():
     """The flags of main.py, and those of measuring."""
     parser = make_parser()
-    parser.prog, parser.description = (
-        "bench.py",
-        f"{__doc__.splitlines()[0]} Takes the flags of main.py, too.",
-    )
+    parser.prog = "bench.py"
+    parser.description = f"{__doc__.splitlines()[0]} Takes the flags of main.py, too."
     add = parser.add_argument_group("measuring").add_argument
     add("--rounds", type=count, default=7, help="turns of each row")
     add("--burst", type=count, default=100, help="steps of a turn")
     add(
-        "--weights",
-        default="",
-        help="checkpoint for the rows at trained weights; without: one of misc for model B on dSprites",
+        "--weights", default="", help="checkpoint of the trained weights; model B on dSprites has one in misc"
     )
-    add(
-        "--warm",
-        type=count,
-        default=0,
-        help="iterations of training that make the trained weights, in place of --weights",
-    )
+    add("--warm", type=count, default=0, help="train so many iterations instead, for the trained weights")
     add("--json", default="", help="file to write the figures to")
     parser.set_defaults(model="B", objective="B", lr=5e-4, delta=1.0, viz_on=False, ckpt_name="none")
     return parser
@@ -78,17 +75,14 @@ class Plain:
 
     def __init__(self, solver, images=40_960):
         args, data, self.device = solver.args, solver.data, solver.device
-        self.net, self.objective, self.noise = (
-            MODELS[args.model](args.z_dim, data.channels),
-            solver.objective,
-            None,
-        )
+        self.net = MODELS[args.model](args.z_dim, data.channels)
         for layer in self.net.modules():
             if isinstance(layer, ConvTranspose2d):
                 layer.__class__ = torch.nn.ConvTranspose2d
         self.net.to(self.device)
         optimizer = {"adam": torch.optim.Adam, "adagrad": torch.optim.Adagrad}[args.optimizer]
-        self.optim, self.iter = optimizer(self.net.parameters(), lr=args.lr), 0
+        self.optim = optimizer(self.net.parameters(), lr=args.lr)
+        self.objective, self.noise, self.iter = solver.objective, None, 0
         chosen = torch.randperm(len(data))[:images].split(64)
         images = torch.cat([data.batch(indices).cpu() for indices in chosen])  # N, C, 64, 64
         self.loader = DataLoader(images, args.batch_size, shuffle=True, drop_last=True)
@@ -129,14 +123,13 @@ def computing_threads():
 
 def seconds(step, n, device):
     """Seconds that a step takes: the mean of n, after two that do not count."""
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     for i in range(-2, n):
         if i == 0:
-            if device.type == "cuda":
-                torch.cuda.synchronize()
+            wait()
             start = time.perf_counter()
         step()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
+    wait()
     return (time.perf_counter() - start) / n
 
 
@@ -151,44 +144,35 @@ def matmul_gflop_s(dtype, device):
 
 
 def peak_gb(device):
-    """Peak memory so far in GB: of the process, or on the device; None where the system does not say."""
+    """Peak memory so far in GB: of the process, or on the device; 0 where the system does not say."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss if resource else 0  # KiB; bytes on macOS
+    return peak * (1 if sys.platform == "darwin" else 1024) / 1e9
 
 
 def device_name(device):
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     info = Path("/proc/cpuinfo").read_text() if os.path.exists("/proc/cpuinfo") else ""
-    names = [line.split(":")[1].strip() for line in info.splitlines() if line.startswith("model name")]
-    return names[0] if names else platform.processor()
+    name = re.search(r"^model name\s*: (.*)", info, re.MULTILINE)
+    return name[1] if name else platform.processor()
 
 
-def all_weights(solver, run):
-    """{"fresh": state dict, "trained": state dict}, the second if there are such weights."""
-    args = solver.args
-
-    def copy():
-        return {name: value.clone() for name, value in solver.net.state_dict().items()}
-
-    weights, path = {"fresh": copy()}, args.weights
+def all_weights(solver, train):
+    """{"fresh": state dict, "trained": state dict}, the second if there are such weights; train(): --warm iterations."""
+    args, net = solver.args, solver.net
+    weights = {"fresh": copy.deepcopy(net.state_dict())}
     if args.warm:
-        run(lambda: [solver_step(solver) for _ in progress(range(args.warm), unit="it")])
-        weights["trained"] = copy()
-    elif path or (args.model, args.dataset, args.z_dim) == ("B", "dsprites", 10):
-        weights["trained"] = load_model(path or TRAINED).state_dict()
+        train()
+        weights["trained"] = copy.deepcopy(net.state_dict())
+    elif args.weights or (args.model, args.dataset, args.z_dim) == ("B", "dsprites", 10):
+        weights["trained"] = load_model(args.weights or TRAINED).state_dict()
         try:
-            solver.net.load_state_dict(weights["trained"])
+            net.load_state_dict(weights["trained"])
         except RuntimeError:
-            raise UserError(
-                f"--weights {path} are of another network than --model {args.model} --z_dim {args.z_dim}"
-            ) from None
+            what = f"--model {args.model} --z_dim {args.z_dim} for {solver.data.channels} channels"
+            raise UserError(f"--weights {args.weights} are of another network than {what}") from None
     return weights
 
 
@@ -197,57 +181,51 @@ def measure(args):
     with tempfile.TemporaryDirectory() as folder, computing_threads() as threads:
         args.output_dir, args.ckpt_dir = f"{folder}/outputs", f"{folder}/checkpoints"
         solver = Solver(args)
+        device, step = solver.device, partial(solver_step, solver)
+
+        def run(flush, step, n):
+            return threads[flush].submit(seconds, step, n, device).result()
+
         with solver.folder:
-            weights = all_weights(solver, lambda work: threads[True].submit(work).result())
+            weights = all_weights(solver, lambda: run(True, step, args.warm))
             args.lr = 1e-9
-            threads[True].submit(seconds, partial(solver_step, solver), 1, solver.device).result()
-            peak = peak_gb(solver.device)  # before there is a plain loop
-            return {**compare(args, solver, weights, threads), "peak_gb": peak}
+            run(True, step, 1)
+            peak, plain = peak_gb(device), Plain(solver)  # the peak before there is a plain loop
+            with FlopCounterMode(display=False) as counter:
+                plain.step()
+            loops = {"plain": (plain, plain.step), "Solver": (solver, step)}
+            rows = {row: [] for row in ROWS if row[0] in weights}
+            products = {precision: [] for precision in {"float32", args.precision}}
+            for _ in progress(range(args.rounds), delay=0, leave=True, unit="round"):
+                for (state, loop, flush), times in rows.items():
+                    trainer, step = loops[loop]
+                    trainer.net.load_state_dict(weights[state])
+                    trainer.iter = 0 if state == "fresh" else args.C_stop_iter  # where C is C_max
+                    times.append(run(flush, step, args.burst))
+                for precision, rates in products.items():
+                    rates.append(matmul_gflop_s(DTYPES[precision], device))
+    return {
+        **figures(rows, products, counter.get_total_flops() / 1e9, args.precision),
+        **{"peak_gb": peak, "device": device_name(device), "threads": torch.get_num_threads()},
+        **{"versions": versions(), "arguments": vars(args)},
+    }
 
 
-def compare(args, solver, weights, threads):
-    plain = Plain(solver)
-    with FlopCounterMode(display=False) as counter:
-        plain.step()
-    gflop = counter.get_total_flops() / 1e9
-    rows = [row for row in ROWS if row[0] in weights]
-    took, products = {row: [] for row in rows}, {"plain": [], args.precision: []}
-    for _ in progress(range(args.rounds), delay=0, leave=True, unit="round"):
-        for row in rows:
-            state, loop, flush = row
-            trainer, step = (plain, plain.step) if loop == "plain" else (solver, partial(solver_step, solver))
-            trainer.net.load_state_dict(weights[state])
-            trainer.iter = 0 if state == "fresh" else args.C_stop_iter  # where C is C_max
-            took[row].append(threads[flush].submit(seconds, step, args.burst, solver.device).result())
-        for name, rates in products.items():
-            rates.append(matmul_gflop_s(DTYPES[name], solver.device))
-    products = {name: statistics.median(rates) for name, rates in products.items()}
-    figures = []
-    for row, times in took.items():
-        state, loop, flush = row
-        it_s, plain_times = 1 / statistics.median(times), took[state, "plain", False]
-        figures.append(
-            {
-                **dict(
-                    weights=state,
-                    loop=loop,
-                    flush=flush,
-                    it_s=it_s,
-                    slowest=1 / max(times),
-                    fastest=1 / min(times),
-                ),
-                "ratio": statistics.median(a / b for a, b in zip(plain_times, times)),
-                "gflop_s": it_s * gflop,
-                "share": it_s * gflop / products["plain" if loop == "plain" else args.precision],
-            }
-        )
-    about = dict(device=device_name(solver.device), threads=torch.get_num_threads(), versions=versions())
-    return {"rows": figures, "gflop": gflop, "matmul_gflop_s": products, **about, "arguments": vars(args)}
+def figures(rows, products, gflop, precision):
+    """Medians of the seconds of each row, and of the rates of the products in GFLOP/s."""
+    products, table = {name: statistics.median(rates) for name, rates in products.items()}, []
+    for (state, loop, flush), times in rows.items():
+        it_s = 1 / statistics.median(times)
+        row = {"weights": state, "loop": loop, "flush": flush, "it_s": it_s}
+        row |= {"slowest": 1 / max(times), "fastest": 1 / min(times)}
+        row["ratio"] = statistics.median(a / b for a, b in zip(rows[state, "plain", False], times))
+        row |= {"gflop_s": it_s * gflop, "limit": products["float32" if loop == "plain" else precision]}
+        table.append({**row, "share": row["gflop_s"] / row["limit"]})
+    return {"rows": table, "gflop": gflop, "matmul_gflop_s": products}
 
 
 def report(args, results):
     """Prints the table."""
-    peak, products = results["peak_gb"], results["matmul_gflop_s"]
     print(
         f"{results['device']}, {results['threads']} threads, torch {torch.__version__}; model {args.model}, {args.dataset}, "
         f"batch {args.batch_size}, {args.precision}; {args.rounds} rounds of {args.burst} steps of {results['gflop']:.2f} GFLOP"
@@ -257,21 +235,19 @@ def report(args, results):
         print(
             f"{row['weights']:8} {row['loop']:7} {'flushed' if row['flush'] else 'kept':8} {row['it_s']:7.1f} "
             f"({row['slowest']:5.1f} .. {row['fastest']:5.1f}) {row['ratio']:8.2f} {row['gflop_s']:8.0f} "
-            f"{row['share']:8.0%} of {products['plain' if row['loop'] == 'plain' else args.precision]:.0f}"
+            f"{row['share']:8.0%} of {row['limit']:.0f}"
         )
-    print(f"peak memory of the Solver alone: {f'{peak:.2f} GB' if peak else 'not known here'}")
+    print(f"peak memory of the Solver alone: {results['peak_gb']:.2f} GB")
 
 
 def main(argv=None):
     """Runs the program; returns its exit status."""
     parser = bench_parser()
     args = parse(argv, parser)
-    at_least = (
-        (["rounds", "burst"], lambda v: v >= 1, "at least 1"),
-        (["warm"], lambda v: v >= 0, "at least 0"),
-    )
-    if broken := broken_rule(vars(args), at_least):
-        parser.error(f"--{broken[0]} must be {broken[1]}, not {getattr(args, broken[0])}")
+    least = {"rounds": 1, "burst": 1, "warm": 0}
+    for name, minimum in least.items():
+        if getattr(args, name) < minimum:
+            parser.error(f"--{name} must be at least {minimum}, not {getattr(args, name)}")
     if args.json and not Path(args.json).absolute().parent.is_dir():
         parser.error(f"--json {args.json}: there is no such folder")
 

@@ -141,6 +141,7 @@ def measuring(tmp_path, dset_dir):
     ]
 
 
+@pytest.mark.slow
 def test_both_loops_of_bench_compute_the_same_step(runs, measuring):
     args = bench.parse([*runs.command("run"), *measuring], bench.bench_parser())
     solver = bench.Solver(args)
@@ -173,6 +174,7 @@ def test_denormal_numbers_are_flushed_or_kept_in_all_threads_of_a_row_of_bench()
     assert counts == {True: 0, False: 2**20}
 
 
+@pytest.mark.slow
 def test_bench_measures_both_loops_at_fresh_and_trained_weights(measuring, tmp_path, capsys):
     assert bench.main([*measuring, "--json", str(tmp_path / "bench.json")]) == 0
     figures = json.loads((tmp_path / "bench.json").read_text())
@@ -189,6 +191,7 @@ def test_bench_measures_both_loops_at_fresh_and_trained_weights(measuring, tmp_p
     assert all(f"\n{weights:8} {loop}" in output for weights, loop, _ in bench.ROWS)
 
 
+@pytest.mark.slow
 def test_bench_trains_the_weights_that_it_has_no_file_of(measuring, tmp_path):
     flags = ["--model", "FC", "--optimizer", "adagrad", "--warm", "2", "--json", str(tmp_path / "bench.json")]
     assert bench.main([*measuring, *flags]) == 0
@@ -201,10 +204,10 @@ def test_bench_says_in_a_line_what_it_cannot_do(measuring, tmp_path, capsys):
         with pytest.raises(SystemExit):
             bench.main(flags)
     assert bench.main([*measuring, "--weights", "misc/dsprites_B.pt", "--model", "H"]) == 1
-    assert bench.main(["--dataset", "celeba", "--dset_dir", str(tmp_path)]) == 1
-    assert capsys.readouterr().err.count("\n") == 5
+    assert capsys.readouterr().err.count("\n") == 4
 
 
+@pytest.mark.slow
 def test_main_starts_without_the_libraries_that_only_some_runs_need():
     """They would double the seconds that --help takes."""
     code = "import main, sys; print(*{name.split('.')[0] for name in sys.modules}, 'torch._dynamo' in sys.modules)"
