@@ -121,10 +121,9 @@ def study(folder, name):
 def newest(folder, name, iteration=None):
     """The folder of the last iteration, up to that one, in which there is a file of that name; None without."""
     last = math.inf if iteration is None else iteration
-    found = [path.parent for path in folder.glob(f"*/{name}") if path.parent.name.isdecimal()]
-    return max(
-        (each for each in found if int(each.name) <= last), key=lambda each: int(each.name), default=None
-    )
+    found = [int(path.parent.name) for path in folder.glob(f"*/{name}") if path.parent.name.isdecimal()]
+    newest = max((each for each in found if each <= last), default=None)
+    return None if newest is None else folder / str(newest)
 
 
 def summary(folder, name, log, iteration=None, rate=None):
@@ -339,13 +338,11 @@ def serve(port):
         ) from None
     finally:
         logging.disable(logging.NOTSET)
-    autoreload.start = lambda: (
-        None
-    )  # a changed file would restart the server, which would lose all that it shows
+    # A changed file would restart the server, which would lose all that it shows.
+    autoreload.start = lambda: None
     sys.argv[1:] = ["-port", str(port), "-bind_local", "-logging_level", "ERROR"]
-    run_server.main(
-        print_func=lambda port: print(f"visdom: http://localhost:{port}, Ctrl-C ends it", flush=True)
-    )
+    line = f"visdom: http://localhost:{port}, Ctrl-C ends it"
+    run_server.main(print_func=lambda _: print(line, flush=True))
 
 
 def main(argv=None):
