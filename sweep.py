@@ -21,18 +21,26 @@ import subprocess
 import sys
 import threading
 import time
-import uuid
 from functools import partial
 from pathlib import Path
 from signal import SIGTERM, Signals
 from typing import NamedTuple
 
+import torch
 from tqdm import tqdm
 
-# What takes seconds to import, as torch does, is imported where it is used: --help needs none of it.
+import main as program
+from dataset import return_data
+from evaluation import study
+from training.checkpoint import read_checkpoint
+from training.lock import lock_holder
+from training.run import StopSignals
+from training.settings import defining_flags, saved_flags
+from utils import Parser, UserError, progress, run_cli
+from viz import dashboard
 
 ROOT = Path(__file__).resolve().parent
-FIXED = ("train", "ckpt_name", "overwrite", "image", "encode")  # flags of main.py that no sweep takes
+SINGLE = ("train", "ckpt_name", "overwrite", "image", "encode")  # flags of main.py for single runs
 RESUMABLE = ("max_iter", "precision")  # flags that may vary, although a run may go on with another value
 MOST_RUNS = 10_000
 RETRIES = 3  # after a worker or a main.py was killed
@@ -58,13 +66,8 @@ class Run(NamedTuple):
 
 
 def make_parser():
-    parser = argparse.ArgumentParser(
-        prog="sweep.py",
-        description=__doc__,
-        allow_abbrev=False,
-        exit_on_error=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = Parser(prog="sweep.py", description=__doc__, allow_abbrev=False, formatter_class=raw)
     # fmt: off
     parser.add_argument("--sweep_name", help="name of the study's folder, and start of its runs' names; "
                         "without: <viz_name>_sweep")
@@ -73,13 +76,13 @@ def make_parser():
     parser.add_argument("--scheduler", metavar="ADDRESS", help="dask scheduler whose workers train the runs; they "
                         "need the same code and folders (default: workers inside this process)")
     # fmt: on
+    for name in vars(program.make_parser().parse_args([])).keys() - {*SINGLE}:
+        parser.add_argument(f"--{name}", nargs="+", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     return parser
 
 
 def refuse(message):
-    message = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(message))
-    print(f"sweep.py: {message}", file=sys.stderr)
-    raise SystemExit(2)
+    make_parser().error(message)
 
 
 def expand(text):
@@ -91,40 +94,17 @@ def expand(text):
             yield part
 
 
-def read_flags(tokens):
-    """{flag: its values, as typed} of flags that are main.py's; of a flag that is given twice, the last counts."""
-    flags, name = {}, None
-    for token in tokens:
-        if token.startswith("--"):
-            name, equals, value = token[2:].partition("=")
-            flags[name] = [value] if equals else []
-        elif name is None:
-            refuse(f"{token!r} belongs to no flag")
-        else:
-            flags[name].append(token)
-    for name, texts in flags.items():
-        if not texts:
-            refuse(f"--{name} needs a value")
-        if not name.endswith(("_dir", "_name", "_server")):  # names may hold commas
-            flags[name] = list(itertools.chain.from_iterable(map(expand, texts)))
-    return flags
-
-
 def parse(argv=None):
     """Flags of the sweep, and its runs; bad flags of either end the program with one line and status 2."""
-    try:
-        args, rest = make_parser().parse_known_args(argv)
-    except argparse.ArgumentError as error:
-        refuse(error)
-    flags = read_flags(rest)
-    if fixed := [name for name in FIXED if name in flags]:
-        refuse(
-            f"--{fixed[0]} is for a single run of main.py: a sweep starts, resumes or skips runs by what is on disk"
-        )
+    args = make_parser().parse_args(argv)
+    flags = {name: texts for name, texts in vars(args).items() if isinstance(texts, list)}  # as typed
+    for name in flags:
+        if not name.endswith(("_dir", "_name", "_server")):  # names may hold commas
+            flags[name] = list(itertools.chain.from_iterable(map(expand, flags[name])))
     if script := flags.pop("viz_name", None):
         args.sweep_name = args.sweep_name or f"{script[-1]}_sweep"
     if not args.sweep_name:
-        refuse("--sweep_name is missing: the name of the study's folder, and the start of its runs' names")
+        refuse("--sweep_name is missing")
     if args.parallel < 1:
         refuse("--parallel must be at least 1")
     return args, grid(args.sweep_name, flags)
@@ -132,10 +112,7 @@ def parse(argv=None):
 
 def grid(sweep_name, flags):
     """The runs of all combinations of values. Seeds change slowest, so that a part of a study covers all settings."""
-    import main
-    from training.settings import defining_flags
-
-    flags.setdefault("seed", [str(main.make_parser().get_default("seed"))])
+    flags.setdefault("seed", [str(program.make_parser().get_default("seed"))])
     varied = [name for name, texts in flags.items() if len(texts) > 1 and name != "seed"] + ["seed"]
     if math.prod(map(len, flags.values())) > MOST_RUNS:
         refuse(f"the grid has more than {MOST_RUNS:,} runs")
@@ -144,7 +121,7 @@ def grid(sweep_name, flags):
         settings = dict(zip(varied, reversed(cell)))
         name = "_".join([sweep_name, *(f"{name}={text}" for name, text in settings.items())])
         typed = [f"--{name}={text}" for name, text in {**constant, **settings, "viz_name": name}.items()]
-        runs.append(Run(name, settings, typed, main.parse(typed)))
+        runs.append(Run(name, settings, typed, program.parse(typed)))
         for flag in settings.keys() - defining_flags(runs[-1].args).keys() - {*RESUMABLE}:
             refuse(f"--{flag} takes one value: with another one, {name} would be the same run")
     if len({tuple(getattr(run.args, name) for name in varied) for run in runs}) < len(runs):
@@ -153,13 +130,6 @@ def grid(sweep_name, flags):
 
 
 # A run, on a worker.
-
-
-def in_use(run):
-    """Which process trains a run, as text; None if none does."""
-    from training.lock import lock_holder
-
-    return lock_holder(run.outputs)
 
 
 def run_main():
@@ -174,15 +144,13 @@ def run_main():
         os.kill(os.getpid(), SIGTERM)
 
     threading.Thread(target=stop_with_the_worker, daemon=True).start()
-    import main
-
-    args = main.parse()
-    run = Run(args.viz_name, {}, sys.argv[1:], args)
-    if holder := in_use(run):  # perhaps the main.py of a lost worker, which is about to end
-        print(f"{run.name}: waiting for {holder}, which trains it")
-    while in_use(run):
+    args = program.parse()
+    outputs = Path(args.output_dir) / args.viz_name
+    if holder := lock_holder(outputs):  # perhaps the main.py of a lost worker, which is about to end
+        print(f"{args.viz_name}: waiting for {holder}, which trains it")
+    while lock_holder(outputs):
         time.sleep(POLL / 4)
-    sys.exit(main.main())
+    sys.exit(program.main())
 
 
 def train(flags, said, parallel, gpus, root, cwd):
@@ -228,19 +196,15 @@ def train(flags, said, parallel, gpus, root, cwd):
 
 def look(run):
     """What is on disk of a run. It is finished when main.py has nothing left to do: neither to train nor to score."""
-    from evaluation.study import Result, read_numbers
-    from training.checkpoint import read_checkpoint
-    from training.settings import defining_flags, saved_flags
-    from utils import UserError
-
     numbers = None
     # Of a checkpoint that is missing, damaged or of other settings, main.py says what is wrong.
     with contextlib.suppress(UserError, OSError, ValueError, LookupError, AttributeError, TypeError):
         state = read_checkpoint(Path(run.args.ckpt_dir) / run.name / "last")
         same = defining_flags(saved_flags(state["arguments"])) == defining_flags(run.args)
         if same and state["iter"] >= run.args.max_iter:
-            numbers = read_numbers(run.outputs, run.args.metrics)
-    return Result(run.name, run.settings, bool(numbers), numbers or read_numbers(run.outputs) or {})
+            numbers = study.read_numbers(run.outputs, run.args.metrics)
+    so_far = numbers or study.read_numbers(run.outputs) or {}
+    return study.Result(run.name, run.settings, bool(numbers), so_far)
 
 
 def connect(args):
@@ -248,8 +212,6 @@ def connect(args):
 
     Those workers are threads, as each only waits for its main.py; other machines can reach none of them.
     """
-    from utils import UserError
-
     try:
         from distributed import Client
     except ImportError:
@@ -267,8 +229,6 @@ def connect(args):
 
 def visible_gpus():
     """The GPUs of this machine as CUDA_VISIBLE_DEVICES names them, if there are several to share out."""
-    import torch
-
     n = torch.cuda.device_count()
     names = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(n)))).split(",")
     return names if n > 1 else []
@@ -278,11 +238,10 @@ class Sweep:
     """The runs of a study: what is on disk of them, the tasks that train them, and the summary."""
 
     def __init__(self, args, runs):
-        from viz.dashboard import Dashboard
-
         self.args, self.runs, one = args, runs, runs[0].args
         self.folder = Path(one.output_dir) / args.sweep_name
-        self.board = one.viz_on and Dashboard(self.folder, args.sweep_name, one.viz_server, one.viz_port)
+        board = dashboard.Dashboard(self.folder, args.sweep_name, one.viz_server, one.viz_port)
+        self.board = board if one.viz_on else None
         self.results = {run.name: look(run) for run in runs}
         self.tasks = {}  # {future: run}
 
@@ -291,19 +250,17 @@ class Sweep:
 
     def iterations(self):
         """Iterations of all runs so far."""
-        from evaluation.study import iterations
-
-        return sum(min(iterations(run.outputs), run.args.max_iter) for run in self.runs)
+        return sum(min(study.iterations(run.outputs), run.args.max_iter) for run in self.runs)
 
     def submit(self, client, todo):
         """Makes tasks of runs; those that another process trains come last."""
         self.folder.mkdir(parents=True, exist_ok=True)
         gpus = [] if self.args.scheduler or not todo[0].args.cuda else visible_gpus()
-        for run in sorted(todo, key=lambda run: bool(in_use(run))):
-            if holder := in_use(run):
+        for run in sorted(todo, key=lambda run: bool(lock_holder(run.outputs))):
+            if holder := lock_holder(run.outputs):
                 print(f"{run.name}: its turn comes when {holder}, which trains it, has ended")
             call = run.flags, str(self.said(run)), self.args.parallel, gpus, str(ROOT), os.getcwd()
-            self.tasks[client.submit(train, *call, key=f"{run.name}-{uuid.uuid4()}", retries=RETRIES)] = run
+            self.tasks[client.submit(train, *call, pure=False, retries=RETRIES)] = run
 
     def said(self, run):
         """The file of all that a run printed."""
@@ -311,9 +268,6 @@ class Sweep:
 
     def wait(self, client):
         """Returns when all tasks have ended, or the signal on which those that had not have saved."""
-        from training.run import StopSignals
-        from utils import progress
-
         total, begun = sum(run.args.max_iter for run in self.runs), self.iterations()
         bar = progress(total=total, initial=begun, unit="it", delay=0, leave=True, smoothing=0)
         with bar, StopSignals() as stop:
@@ -325,20 +279,17 @@ class Sweep:
                 bar.update(self.iterations() - bar.n)
             client.cancel(list(self.tasks))
             end = time.monotonic() + STOP
-            while any(map(in_use, self.tasks.values())) and time.monotonic() < end:
+            while any(lock_holder(run.outputs) for run in self.tasks.values()) and time.monotonic() < end:
                 time.sleep(POLL / 4)
         return stop.received
 
     def ended(self, run, future):
         """Says in a line how a run went, and brings the summary up to date."""
-        from utils import UserError
-
         if future.cancelled():
-            raise UserError(
-                f"lost the scheduler {self.args.scheduler}: the same command goes on with a new one"
-            )
+            raise UserError(f"lost the scheduler {self.args.scheduler}: give the same command with a new one")
         status, last = future.result() if future.status == "finished" else (None, future.exception())
-        result = self.results[run.name] = look(run)
+        self.write()
+        result = self.results[run.name]
         if result.finished:
             loss, kl = result.numbers["recon_loss"], result.numbers["total_kld"]
             tqdm.write(f"{run.name}: finished, reconstruction {loss:.1f}, KL {kl:.2f} nats")
@@ -346,13 +297,9 @@ class Sweep:
             if status == 0:
                 last = f"no log or scores; to train it again, remove {Path(run.args.ckpt_dir) / run.name}"
             tqdm.write(f"{run.name}: failed, {last}; all that it said: {self.said(run)}", file=sys.stderr)
-        self.write()
 
     def write(self):
         """Writes summary.csv, summary.md and summary.png, and shows them on the dashboard."""
-        from evaluation import study
-        from viz import dashboard
-
         for run in self.runs:
             if not self.results[run.name].finished:
                 self.results[run.name] = look(run)
@@ -364,33 +311,23 @@ class Sweep:
 
 def run_sweep(args, runs):
     """Trains and summarises; returns the exit status: 0, 1 if a run failed, 128 + the signal that stopped it."""
-    from dataset import return_data
-
     sweep, stopped, n = Sweep(args, runs), None, len(runs)
     print(f"{args.sweep_name}: {n} runs, {sweep.finished()} of them finished already", flush=True)
     if todo := [run for run in runs if not sweep.results[run.name].finished]:
         with connect(args) as client:
-            # The data sets are made before the processes start that map them.
             for flags in {(run.args.dataset, run.args.dset_dir): run.args for run in todo}.values():
-                return_data(flags)
+                return_data(flags)  # made before the processes start that map it
             sweep.submit(client, todo)
             stopped = sweep.wait(client)
     sweep.write()
-    print(f"{sweep.finished()} of {n} runs are finished: see {sweep.folder}")
-    if stopped:
-        print(f"{args.sweep_name}: stopped; the same command goes on")
+    go_on = "; stopped: the same command goes on" if stopped else ""
+    print(f"{sweep.finished()} of {n} runs are finished: see {sweep.folder}{go_on}")
     return 128 + stopped if stopped else int(sweep.finished() < n)
 
 
 def main(argv=None):
     """Runs the program; returns its exit status."""
-    try:
-        args, runs = parse(argv)
-        from utils import run_cli
-    except KeyboardInterrupt:  # amid the imports
-        print("sweep.py: interrupted", file=sys.stderr)
-        return 130
-    return run_cli("sweep.py", "interrupted", partial(run_sweep, args, runs))
+    return run_cli("sweep.py", "interrupted", partial(run_sweep, *parse(argv)))
 
 
 if __name__ == "__main__":

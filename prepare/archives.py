@@ -26,9 +26,7 @@ from utils import UserError, named
 FORMATS = "AVIF BMP DIB GIF JPEG JPEG2000 PCX PNG PPM QOI SGI TGA TIFF WEBP".split()
 MOST_BYTES = 2**29  # of one image file
 HIDDEN = ("__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN")  # beside names that start with a dot
-PREPARED = re.compile(
-    r"\w+_\d+x\d+(_packed)?\.(npy|json)"
-)  # what this program writes into a folder of images
+PREPARED = re.compile(r"\w+_\d+x\d+(_packed)?\.(npy|json)")  # this program's own files
 
 
 @functools.cache
@@ -65,7 +63,9 @@ class Source:
         self.opened, self.lock, images = contextlib.ExitStack(), threading.Lock(), {}
         try:
             for name, size, read in self.list_members():
-                if self.acceptable(name, size):
+                if why := self.why_not(name, size):
+                    self.skipped.add(why, name)
+                else:
                     images[name] = read  # a later member replaces one of the same name, as in unpacking
         except Exception as error:
             self.opened.close()
@@ -92,57 +92,44 @@ class Source:
             return self.list_zip()
         raise UserError(f"{self.path} is no folder, zip or tar, or its end is missing: get it again")
 
-    def acceptable(self, name, size):
-        """Whether to read a file, by its name and size."""
+    def why_not(self, name, size):
+        """Why a file is left out, by its name and size; None if it is read."""
         parts = name.split("/")
-        known = os.path.splitext(name)[1].lower() in readable()[1]
         if ".." in parts or parts[0] == "" or "\\" in name and self.path.is_file():
-            self.skipped.add("with a name that leads out of the archive", name)
-        elif any(part in HIDDEN or part.startswith(".") and part != "." for part in parts):
-            if known:
-                self.skipped.add("hidden", name)
-        elif not known:
-            self.skipped.add("of a kind that is not read", name)
-        elif size > MOST_BYTES:
-            self.skipped.add(f"larger than {MOST_BYTES:,} bytes", name)
-        else:
-            return True
-        return False
+            return "with a name that leads out of the archive"
+        if any(part in HIDDEN or part.startswith(".") and part != "." for part in parts):
+            return "hidden"
+        if os.path.splitext(name)[1].lower() not in readable()[1]:
+            return "of a kind that is not read"
+        return f"larger than {MOST_BYTES:,} bytes" if size > MOST_BYTES else None
 
     def list_folder(self):
         """Files in the folder and below; links are followed, but not to what was read already or lies above."""
-        seen = {identity(folder) for folder in self.path.resolve().parents}
-        digest = hashlib.sha256()
+        seen, digest = {identity(folder) for folder in self.path.resolve().parents}, hashlib.sha256()
         for folder, folders, names in os.walk(self.path, onerror=self.cannot_list, followlinks=True):
             if self.is_of_runs(folder, names) or identity(folder) in seen:
                 folders.clear()
                 continue
             seen.add(identity(folder))
             folders.sort()
-            for name in sorted(names):
-                path = Path(folder, name)
+            for path in (Path(folder, name) for name in sorted(names)):
                 relative = path.relative_to(self.path).as_posix()
                 if PREPARED.fullmatch(relative):
                     continue
-                try:
-                    status = path.stat()
-                except OSError as error:
-                    self.skipped.add(f"not there ({error.strerror})", relative)
-                    continue
-                if not stat.S_ISREG(status.st_mode):
+                if not os.path.isfile(path):
                     self.skipped.add("not regular files", relative)
                     continue
+                status = path.stat()
                 digest.update(repr((relative, status.st_size, status.st_mtime_ns)).encode())
                 yield relative, status.st_size, path.read_bytes
         self.stamp = digest.hexdigest()
 
     def is_of_runs(self, folder, names):
         """Whether a folder below the source holds what training wrote."""
-        below = Path(folder) != self.path
-        if below and ("args.json" in names or os.path.realpath(folder) in self.leave_out):
+        of_runs = "args.json" in names or os.path.realpath(folder) in self.leave_out
+        if of_runs and Path(folder) != self.path:
             self.skipped.add("folders of runs", Path(folder).relative_to(self.path).as_posix())
-            return True
-        return False
+        return of_runs and Path(folder) != self.path
 
     def cannot_list(self, error):
         self.skipped.add(f"folders that cannot be listed ({error.strerror})", error.filename)
@@ -174,8 +161,7 @@ class Source:
         while (info := archive.next()) is not None:
             archive.members.clear()  # it would keep them all
             if info.isreg():
-                read = functools.partial(self.read_tar, archive, info)
-                yield info.name.removeprefix("./"), info.size, read
+                yield info.name.removeprefix("./"), info.size, functools.partial(self.read_tar, archive, info)
             elif not info.isdir():
                 self.skipped.add("not regular files", info.name)
         archive.fileobj.seek(archive.offset)

@@ -33,41 +33,32 @@ class DataSet(NamedTuple):
     room: str = ""  # that it takes
 
 
-# Frame and channels of CelebA are those of public code, those of chairs the paper's.
+NPZ = "dsprites_ndarray_co1sh3sc6or40x32y32_64x64.npz"
 SETS = {
     "dsprites": DataSet(
         "dSprites",
-        tuple(
-            folder + "dsprites_ndarray_co1sh3sc6or40x32y32_64x64.npz"
-            for folder in ("", "dsprites-dataset/", "dsprites/")
-        ),
+        (NPZ, f"dsprites-dataset/{NPZ}", f"dsprites/{NPZ}"),
         channels=1,
         distribution="bernoulli",
-        url="https://github.com/google-deepmind/dsprites-dataset/raw/master/"
-        "dsprites_ndarray_co1sh3sc6or40x32y32_64x64.npz",
+        url=f"https://github.com/google-deepmind/dsprites-dataset/raw/master/{NPZ}",
         hash=f"md5:{official_dsprites.MD5}",
         images=dsprites.COUNT,
     ),
-    "celeba": DataSet(
+    "celeba": DataSet(  # the frame and the channels of public code
         "CelebA",
         tuple(
-            folder + "img_align_celeba" + suffix
-            for suffix in (".zip", "")
-            for folder in ("", "CelebA/", "celeba/")
+            f"{place}img_align_celeba{end}" for end in (".zip", "") for place in ("", "CelebA/", "celeba/")
         ),
         url="https://s3.amazonaws.com/pytorch-tutorial-assets/img_align_celeba.zip",
         hash="sha256:46fb89443c578308acf364d7d379fe1b9efb793042c0af734b6112e4fd3a8c74",
         images=202_599,
         room="1.44 GB to download, 2.49 GB prepared",
     ),
-    "3dchairs": DataSet(
+    "3dchairs": DataSet(  # the paper's
         "3D Chairs",
         (
-            "rendered_chairs.tar",
-            "3DChairs/rendered_chairs.tar",
+            *(f"{place}rendered_chairs{end}" for end in (".tar", "") for place in ("", "3DChairs/")),
             "3DChairs/images",
-            "rendered_chairs",
-            "3DChairs/rendered_chairs",
         ),
         channels=1,
         crop=400,
@@ -140,21 +131,15 @@ def draw_dsprites(dset_dir, shape):
 # Sets of images.
 
 
-def find_images(
-    name,
-    dset_dir,
-    size,
-    archive=None,
-    crop=None,
-    channels=None,
-    workers=2,
-    leave_out=("outputs", "checkpoints"),
-):
+RUNS = ("outputs", "checkpoints")  # where main.py writes by default
+
+
+def find_images(name, dset_dir, size, archive=None, crop=None, channels=None, workers=2, leave_out=RUNS):
     """A prepared set of images, uint8 (N, C, size, size), memory-mapped, and its manifest.
 
     It is made in dset_dir if it is not there or its images have changed. archive: folder, zip or tar of the images,
     if they are elsewhere. crop, channels: as in DataSet; None: as the prepared set has them, or else the table.
-    leave_out: folders that are not searched for images, by default main.py's.
+    leave_out: folders that are not searched for images.
     """
     spec, path = SETS[name], Path(dset_dir) / f"{name}_{size}x{size}.npy"
     manifest = read_manifest(path)
@@ -210,17 +195,11 @@ def make_images(name, path, found, size, crop, channels, workers, leave_out):
         say(f"preparing {len(source.images):,} images of {found} into {path}")
         count, depth, crc32 = make_array(path, source, size, crop, channels, workers)
         inside = Path(found).resolve().is_relative_to(path.parent.resolve())  # so that dset_dir may be moved
-        manifest = {
-            "version": VERSION,
-            "source": os.path.relpath(found, path.parent) if inside else str(Path(found).resolve()),
-            "stamp": source.stamp,
-            "crop": crop,
-            "channels": channels,
-            "count": count,
-            "crc32": crc32,
-            "depth": depth,
-            "skipped": source.skipped,
-        }
+        manifest = dict(
+            version=VERSION, crop=crop, channels=channels, count=count, depth=depth, crc32=crc32,
+            source=os.path.relpath(found, path.parent) if inside else str(Path(found).resolve()),
+            stamp=source.stamp, skipped=source.skipped,
+        )  # fmt: skip
         write_manifest(path, manifest)
     if source.skipped:
         say(f"skipped {source.skipped}")
@@ -243,10 +222,8 @@ def how_to_get(name, dset_dir, size):
     spec = SETS[name]
     if name == "folder":
         return f"no folder {dset_dir}"
-    download = (
-        f"To get it ({spec.room}):\n    {command(name, dset_dir, '--download', size)}\n" if spec.url else ""
-    )
-    return (
-        f"no {spec.title} in {dset_dir}, looked for {', '.join(spec.places)}. {download}"
-        f"From an archive or a folder that you have:\n    {command(name, dset_dir, '--archive FILE', size)}"
-    )
+    lines = [f"no {spec.title} in {dset_dir}, looked for {', '.join(spec.places)}."]
+    if spec.url:
+        lines += [f"To get it ({spec.room}):", f"    {command(name, dset_dir, '--download', size)}"]
+    lines += ["From an archive or a folder that you have:"]
+    return "\n".join([*lines, f"    {command(name, dset_dir, '--archive FILE', size)}"])

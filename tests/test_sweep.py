@@ -190,11 +190,6 @@ def test_values_that_would_all_give_the_same_run_are_refused(flags, name, capsys
     assert f"--{name} takes one value" in capsys.readouterr().err
 
 
-def test_help_waits_for_no_import_of_torch():
-    code = "import sys, sweep; sweep.make_parser().format_help(); sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
-
-
 # Training.
 
 
@@ -305,11 +300,6 @@ def test_a_run_that_is_killed_once_resumes(runs, start):
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 0 and "s_seed=1: finished" in output
     assert "resumed at iteration" in said(runs, "s_seed=1")
-
-
-def test_ctrl_c_amid_the_imports_is_one_line(monkeypatch, capsys):
-    monkeypatch.setattr(sweep, "parse", lambda argv: (_ for _ in ()).throw(KeyboardInterrupt))
-    assert sweep.main([]) == 130 and capsys.readouterr().err == "sweep.py: interrupted\n"
 
 
 # On workers of another scheduler.

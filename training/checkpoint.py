@@ -67,33 +67,26 @@ class Checkpoints:
         path = self.path(name)
         if not path.exists():
             there = ", ".join(p.name for p in self.paths()) or "none"
-            raise UserError(
-                f"no checkpoint {name} in {self.folder} (there: {there}), nor a file of that name"
-            )
+            raise UserError(f"no checkpoint {name} in {self.folder} (there: {there}), nor a file {name}")
         return read_checkpoint(path)
 
     def load_newest(self):
         """The newest checkpoint that can be read; None if there is none of any kind."""
         paths, newest = self.paths(), None
         for path in paths:
-            if newest and int(path.name) <= newest[1]["iter"]:  # one that is kept may be newer than previous
+            if newest and int(path.name) <= newest["iter"]:  # one that is kept may be newer than previous
                 break
             try:
-                newest = path, read_checkpoint(path)
+                newest = read_checkpoint(path)
             except UserError as error:
                 print(f"{error}: taking the newest of the others")
                 continue
             if path.name == "last":
-                return newest[1]
-        if newest:
-            print(f"using checkpoint {newest[0]} of iteration {newest[1]['iter']}")
-            return newest[1]
-        if paths:
-            raise UserError(
-                f"no checkpoint in {self.folder} can be read; to start afresh and lose them: "
-                "--ckpt_name none --overwrite True"
-            )
-        return None
+                break
+        if paths and not newest:
+            lose = "to start afresh and lose them: --ckpt_name none --overwrite True"
+            raise UserError(f"no checkpoint in {self.folder} can be read; {lose}")
+        return newest
 
 
 def check_members(path):
@@ -106,12 +99,6 @@ def check_members(path):
                 raise ValueError("it is not as torch.save writes it")
         if member := archive.testzip():
             raise ValueError(f"checksum of {member} is wrong")
-
-
-def starts_as_pickle(path):
-    """As what torch.save wrote before 1.6."""
-    with open(path, "rb") as file:
-        return file.read(2) == b"\x80\x02"
 
 
 def is_whole(path):
@@ -130,7 +117,8 @@ def read_checkpoint(path):
     """
     path = Path(path)
     try:
-        if not (path.is_file() and starts_as_pickle(path)):
+        before_zip = path.is_file() and path.read_bytes().startswith(b"\x80\x02")  # as torch wrote before 1.6
+        if not before_zip:
             check_members(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
         if type(state["iter"]) is not int or state["iter"] < 0 or not state["model_states"]["net"]:
@@ -151,22 +139,14 @@ def load_optimizer(optim, saved):
     UserError if there are none, ValueError or KeyError if they are of another network or optimiser.
     """
     if not saved["param_groups"]:
-        raise UserError(
-            "the checkpoint holds weights without an optimiser: with --train False it can be drawn and scored, "
-            "but not trained on"
-        )
-    now = optim.state_dict()["param_groups"]
-    groups = [
-        {**group, "params": before["params"]}
-        for group, before in zip(now, saved["param_groups"], strict=True)
-    ]
+        raise UserError("the checkpoint holds weights without an optimiser: only --train False can use it")
+    pairs = zip(optim.state_dict()["param_groups"], saved["param_groups"], strict=True)
+    groups = [{**group, "params": before["params"]} for group, before in pairs]
     optim.load_state_dict({"state": saved["state"], "param_groups": groups})
     averages = ["sum"] if isinstance(optim, torch.optim.Adagrad) else ["exp_avg", "exp_avg_sq"]
     for p in (p for group in optim.param_groups for p in group["params"]):
-        if (
-            any(optim.state[p][name].shape != p.shape for name in averages)
-            or optim.state[p]["step"].numel() != 1
-        ):
+        state = optim.state[p]
+        if any(state[name].shape != p.shape for name in averages) or state["step"].numel() != 1:
             raise ValueError("the optimiser's averages are of other shapes")
 
 

@@ -45,18 +45,16 @@ class RunFolder:
         args, folder = self.args, self.checkpoints.folder
         if args.train and args.ckpt_name != "last" and not args.overwrite and self.checkpoints.paths():
             raise UserError(
-                f"{folder} holds checkpoints that --ckpt_name {args.ckpt_name} would overwrite: to go on with "
-                "them leave it out; else give another --viz_name, or --overwrite True to lose them"
+                f"{folder} holds checkpoints that --ckpt_name {args.ckpt_name} would overwrite: leave it out to go "
+                "on with them; else give another --viz_name, or --overwrite True to lose them"
             )
         state = None if args.ckpt_name == "none" else self.checkpoints.load(args.ckpt_name)
         if state is None:
             if not args.train:
                 raise UserError(f"--train False needs a checkpoint, and {folder} has none: train first")
         elif state["arguments"] is None:
-            print(
-                f"checkpoint {args.ckpt_name} has weights and optimiser of iteration {state['iter']:,}, but no flags "
-                "(those given now count), random numbers or averages for the log"
-            )
+            have = f"has weights and optimiser of iteration {state['iter']:,}"
+            print(f"checkpoint {args.ckpt_name} {have}, but no flags (those given now count), noise or log")
         else:
             self.check_flags(state["arguments"])
         return state
@@ -70,30 +68,22 @@ class RunFolder:
         if not args.train:
             vars(args).update(defining_flags(saved))
             images = str(getattr(saved, "dset_dir", args.dset_dir))
-            moved = args.dset_dir == "data" and os.path.realpath(images) != os.path.realpath("data")
             if (
-                saved.dataset == "folder" and moved
-            ):  # or those of another folder would be prepared for nothing
-                raise UserError(
-                    f"checkpoint {name} is of the images in {images}: give --dset_dir {images}, or where they are now"
-                )
+                saved.dataset == "folder" and args.dset_dir == "data" != images
+            ):  # else it is prepared for nothing
+                raise UserError(f"checkpoint {name} is of the images in {images}: give --dset_dir {images}")
         elif others := other_settings(saved, args):
-            if name != "last":
-                raise UserError(
-                    f"checkpoint {name} was made with other settings, and goes on with those only: {', '.join(others)}"
-                )
+            made = f"checkpoint {name}" if name != "last" else f"run {args.viz_name}"
             raise UserError(
-                f"run {args.viz_name} was made with other settings: {', '.join(others)}; "
-                "a new run needs another --viz_name, or --ckpt_name none --overwrite True to lose this one"
+                f"{made} was made with other settings: {', '.join(others)}; a new run needs another --viz_name, "
+                "or --ckpt_name none --overwrite True to lose this one"
             )
 
     def check_data(self, before, now):
         """UserError if the checkpoint was made with other images. before: None or "dSprites" in old ones, of dSprites."""
         if before not in (None, now, now.split(",")[0]):
-            raise UserError(
-                f"run {self.args.viz_name} was made with {before}, and {self.args.dset_dir} holds {now}: "
-                f"{'a new run needs another --viz_name' if self.args.train else 'draw it with those'}"
-            )
+            what = f"run {self.args.viz_name} was made with {before}, and {self.args.dset_dir} holds {now}"
+            raise UserError(f"{what}: find those, or train a new run under another --viz_name")
 
     def last_own_iter(self, iteration):
         """The iteration up to which log and results under the run's name are its own, when it goes on from iteration.
@@ -114,10 +104,7 @@ class RunFolder:
         goes_on = args.ckpt_name == "last" and iteration > 0
         for folder in (self.outputs, self.checkpoints.folder):
             folder.mkdir(parents=True, exist_ok=True)
-            for left in [
-                *folder.glob(".*.tmp"),
-                *folder.glob("[0-9]*/.*.tmp"),
-            ]:  # what a killed training was writing
+            for left in (*folder.glob(".*.tmp"), *folder.glob("[0-9]*/.*.tmp")):  # a killed training wrote it
                 left.unlink(missing_ok=True)
         log.open(own, keep=not goes_on)
         if args.overwrite and args.ckpt_name != "last":
@@ -131,15 +118,11 @@ class RunFolder:
         with atomic_file(self.outputs / "args.json") as file:
             file.write(json.dumps({**about, "before": before}, indent=2).encode())
         start = f"resumed at iteration {iteration:,}" if iteration else "a new run"
-        print(
-            f"{args.viz_name}: {start}; {images:,} images; {machine['device']}, {machine['threads']} threads, "
-            f"{machine['precision']}; curves and pictures in {self.outputs}"
-        )
-        slow = machine["device"] == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX2"
-        if slow and machine["precision"] == "bf16":
-            print(
-                "bf16 is not in this CPU's instructions (no AVX-512): --precision float32 is about ten times as fast"
-            )
+        on = f"{machine['device']}, {machine['threads']} threads, {machine['precision']}"
+        print(f"{args.viz_name}: {start}; {images:,} images; {on}; curves and pictures in {self.outputs}")
+        avx2 = torch.backends.cpu.get_cpu_capability() == "AVX2"
+        if avx2 and (machine["device"], machine["precision"]) == ("cpu", "bf16"):
+            print("this CPU has no bf16 (no AVX-512): --precision float32 is about ten times as fast")
 
     def earlier_parts(self, iteration):
         """What args.json said of code and machine when this run was started before: a dict a part, until an iteration."""
@@ -164,15 +147,11 @@ class RunFolder:
 
 def compare_machines(before, now):
     """Says what about the machine changes the digits of a resumed run. before: a checkpoint; now: from utils.machine."""
-    last, most = "the last digits", "all but the first digits"
-    for name, effect in (("device", last), ("threads", last), ("precision", most)):
-        if (value := before.get(name, "float32")) != now[
-            name
-        ]:  # checkpoints from before --precision have none
-            print(
-                f"the checkpoint was made with {name} {value}, this is {now[name]}: "
-                f"{effect} may differ from those of a run without a break"
-            )
+    for name in ("device", "threads", "precision"):
+        value = before.get(name, "float32")  # checkpoints from before --precision have none
+        if value != now[name]:
+            line = f"the checkpoint was made with {name} {value}, this is {now[name]}: digits may differ"
+            print(f"{line} from those of a run without a break")
 
 
 class StopSignals:

@@ -41,22 +41,17 @@ TEXT = "color: black; padding: 4px; font-size: 12px"
 
 # Window: title, what its y axis shows (with the unit), columns of log.csv and their names in the legend; what
 # ends in _ stands for each active latent.
+NATS = "nats per image"
+TOTALS = {"total_kld": "total", "mean_kld": "mean", "C": "C", "kld_": "z_"}
 CURVES = {
-    "recon": ("Reconstruction loss", "nats per image", {"recon_loss": "reconstruction"}),
-    "kld": (
-        "KL from the prior",
-        "nats per image",
-        {"total_kld": "total", "mean_kld": "mean", "C": "C", "kld_": "z_"},
-    ),
+    "recon": ("Reconstruction loss", NATS, {"recon_loss": "reconstruction"}),
+    "kld": ("KL from the prior", NATS, TOTALS),
     "mu": ("Posterior mean", "mean of \u03bc (prior: \u03c3 = 1)", {"mu_": "z_"}),
     "var": ("Posterior variance", "mean of \u03c3\u00b2 (prior: 1)", {"var_": "z_"}),
 }
 PALETTE = "#1f77b4 #ff7f0e #2ca02c #d62728 #9467bd #8c564b #e377c2 #7f7f7f #bcbd22 #17becf".split()
 DASHES = ["solid", "dash", "dot", "dashdot"]  # of latents 0 to 9, 10 to 19 ..
-STYLES = {
-    "mean": ("#000000", "dot"),
-    "C": ("#c0c0c0", "dash"),
-}  # C lies upon the total where training follows it
+STYLES = {"mean": ("#000000", "dot"), "C": ("#c0c0c0", "dash")}  # C lies upon the total that follows it
 
 
 # What the windows show. Each is a dict that visdom's /events takes, without the environment.
@@ -91,17 +86,12 @@ def plot(win, title, xlabel, ylabel, x, lines):
         color, dash = STYLES.get(name, ("#000000", "solid"))
         if name.startswith("z_"):
             color, dash = PALETTE[int(name[2:]) % 10], DASHES[int(name[2:]) // 10 % 4]
-        style = dict(line=dict(color=color, dash=dash), marker=dict(size=4))
-        style["mode"] = "lines+markers" if len(x) < 50 else "lines"
+        mode = "lines+markers" if len(x) < 50 else "lines"
         y = [value if math.isfinite(value) else None for value in y]  # JSON has no infinity
+        style = dict(line=dict(color=color, dash=dash), marker=dict(size=4), mode=mode)
         data.append(dict(type="scatter", name=name, x=x, y=y, **style))
-    layout = dict(
-        title=dict(text=title, x=0.02, font=dict(size=15)),  # beside buttons
-        xaxis=dict(title=xlabel),
-        yaxis=dict(title=ylabel),
-        margin=dict(l=60, r=10, t=35, b=45),
-        showlegend=True,
-    )
+    layout = dict(xaxis=dict(title=xlabel), yaxis=dict(title=ylabel), margin=dict(l=60, r=10, t=35, b=45))
+    layout |= dict(title=dict(text=title, x=0.02, font=dict(size=15)), showlegend=True)  # beside buttons
     return dict(win=win, data=data, layout=layout, opts=dict(title=title, width=SIZE[0], height=SIZE[1]))
 
 
@@ -130,10 +120,10 @@ def study(folder, name):
 
 def newest(folder, name, iteration=None):
     """The folder of the last iteration, up to that one, in which there is a file of that name; None without."""
-    found = {
-        int(path.name): path for path in folder.iterdir() if path.name.isdecimal() and (path / name).exists()
-    }
-    return found.get(max((i for i in found if iteration is None or i <= iteration), default=None))
+    last = math.inf if iteration is None else iteration
+    found = [int(path.parent.name) for path in folder.glob(f"*/{name}") if path.parent.name.isdecimal()]
+    newest = max((each for each in found if each <= last), default=None)
+    return None if newest is None else folder / str(newest)
 
 
 def summary(folder, name, log, iteration=None, rate=None):
@@ -148,32 +138,23 @@ def summary(folder, name, log, iteration=None, rate=None):
         words["speed"] = f"{rate:.1f} it/s, {minutes // 60:.0f} h {minutes % 60:.0f} min left"
     if row:
         C = f", C {row['C']:.2f}" if math.isfinite(row.get("C", math.nan)) else ""
-        words["latest"] = (
-            f"reconstruction {row['recon_loss']:.1f}, KL {row['total_kld']:.2f}{C} nats per image"
-        )
+        latest = f"reconstruction {row['recon_loss']:.1f}, KL {row['total_kld']:.2f}{C}"
+        words["latest"] = f"{latest} nats per image"
     if scored := newest(folder, "metrics.json", iteration):
         scores = json.loads((scored / "metrics.json").read_text())
-        words[f"scores at {int(scored.name):,}"] = ", ".join(
-            f"{key} {value:.3g}" for key, value in scores.items() if isinstance(value, (int, float))
-        )
+        numbers = {key: value for key, value in scores.items() if isinstance(value, (int, float))}
+        words[f"scores at {int(scored.name):,}"] = ", ".join(f"{key} {n:.3g}" for key, n in numbers.items())
     words["device"] = f"{about['device']}, {about['threads']} threads, {about['precision']}"
     words["flags"] = ", ".join(f"{key} {value}" for key, value in about["arguments"].items())
     words["sent"] = time.strftime("%Y-%m-%d %H:%M:%S")
-    rows = "".join(
-        f"<tr><td style='vertical-align: top; white-space: nowrap; padding-right: 8px'><b>{key}</b></td>"
-        f"<td>{html.escape(value)}</td></tr>"
-        for key, value in words.items()
-    )
-    return window(
-        "run", "Run", "text", f"<div style='{TEXT}'><h4>{html.escape(name)}</h4><table>{rows}</table></div>"
-    )
+    style = "vertical-align: top; white-space: nowrap; padding-right: 8px"
+    row = "<tr><td style='{}'><b>{}</b></td><td>{}</td></tr>"
+    rows = "".join(row.format(style, key, html.escape(value)) for key, value in words.items())
+    text = f"<div style='{TEXT}'><h4>{html.escape(name)}</h4><table>{rows}</table></div>"
+    return window("run", "Run", "text", text)
 
 
 # The server.
-
-
-class ServerError(Exception):
-    """Why the server did not take what was sent, in words."""
 
 
 def address(server, port):
@@ -200,14 +181,10 @@ def environment(name):
 
 
 class Server:
-    """One environment of a visdom server; each call works, in bounded time, or raises ServerError."""
+    """One environment of a visdom server; each call works, in bounded time, or raises UserError."""
 
     def __init__(self, url, env):
         self.url, self.env, self.session = url, env, None
-
-    def post(self, endpoint, **message):
-        """Sends a message about the environment; returns the text of the answer."""
-        return self.ask(endpoint, {"eid": self.env, **message})
 
     def open_session(self):
         import requests  # comes with visdom
@@ -220,6 +197,7 @@ class Server:
             self.ask("", dict(username=user, password=password))
 
     def ask(self, endpoint, message):
+        """Sends a message; returns the text of the answer."""
         import requests
 
         if not self.session:
@@ -227,21 +205,20 @@ class Server:
         try:
             reply = self.session.post(f"{self.url}/{endpoint}", json=message, timeout=TIMEOUT)
         except requests.Timeout:
-            raise ServerError(f"no answer in {max(TIMEOUT)} s") from None
+            raise UserError(f"no answer in {max(TIMEOUT)} s") from None
         except requests.RequestException:
-            hint = "`python -m viz.dashboard --server` starts one"
-            raise ServerError(f"no visdom server there, {hint}") from None
+            raise UserError("no visdom server there: start `python -m viz.dashboard --server`") from None
         if reply.ok:
             return reply.text
         why = "is it visdom's, or a proxy's?"
         if reply.status_code in (400, 401, 403) and "Tornado" in reply.headers.get("Server", ""):
             why = "are VISDOM_USERNAME and VISDOM_PASSWORD right for its login?"
-        raise ServerError(f"HTTP {reply.status_code}, {why}")
+        raise UserError(f"HTTP {reply.status_code}, {why}")
 
     def show(self, window):
         """Puts a window in place of what was there under its name."""
-        if self.post("events", **window) != window["win"]:
-            raise ServerError("something else than visdom answers")
+        if self.ask("events", {"eid": self.env, **window}) != window["win"]:
+            raise UserError("something else than visdom answers")
 
     def list_runs(self):
         """Lists all environments in "main", which visdom shows first."""
@@ -312,8 +289,8 @@ class Dashboard:
         path = self.folder / "log.csv"
         log = read_log(path) if path.exists() else {"iter": []}
         if self.fresh:  # windows of an older run of this name go
-            self.server.post(f"env/{self.server.env}")
-            self.server.post("close", win=None)
+            self.server.ask(f"env/{self.server.env}", {"eid": self.server.env})
+            self.server.ask("close", {"eid": self.server.env, "win": None})
             self.fresh = False
         yield summary(self.folder, self.name, log, self.iteration, self.rate)
         yield from curves(log)
@@ -329,18 +306,15 @@ class Dashboard:
             for each in windows:
                 self.server.show(each)
             self.server.list_runs()
-        except (ServerError, UserError, OSError) as error:
+        except (UserError, OSError, ImportError) as error:
             why = str(error)
             self.server.session = self.shown = None  # what comes back may have lost them
-        except ImportError as error:
-            why = f"{error}; `pip install -r requirements.txt` brings what it needs"
         before, self.up = self.up, why is None
         if self.up and not before:
             tqdm.write(f"dashboard: {self.server.url}/env/{self.server.env}")
         elif not self.up and before is not False:
-            tqdm.write(
-                f"no dashboard at {self.server.url}: {why}{'; training goes on' if self.thread else ''}"
-            )
+            goes_on = "; training goes on" if self.thread else ""
+            tqdm.write(f"no dashboard at {self.server.url}: {why}{goes_on}")
         return self.up
 
 
@@ -349,39 +323,33 @@ class Dashboard:
 
 def serve(port):
     """Runs a visdom server for this machine; with browser files that were fetched before, no network is needed."""
-    try:
-        from tornado import autoreload
-        from visdom.server import build, run_server
-    except ImportError as error:
-        raise UserError(f"{error}; `pip install -r requirements.txt` brings what the server needs") from None
+    from tornado import autoreload
+    from visdom.server import build, run_server
+
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             logging.disable()  # a line for each of thirty files
             build.download_scripts()
     except OSError:
+        static = Path(build.__file__).parents[1] / "static"
         raise UserError(
             "visdom's server fetches its browser files (10 MB) when it is first started, and cannot: start it once where "
-            f"there is internet, then copy {Path(build.__file__).parents[1] / 'static'} from there to here"
+            f"there is internet, then copy {static} from there to here"
         ) from None
     finally:
         logging.disable(logging.NOTSET)
-    autoreload.start = lambda: (
-        None
-    )  # a changed file would restart the server, which would lose all that it shows
+    # A changed file would restart the server, which would lose all that it shows.
+    autoreload.start = lambda: None
     sys.argv[1:] = ["-port", str(port), "-bind_local", "-logging_level", "ERROR"]
-    run_server.main(
-        print_func=lambda port: print(f"visdom: http://localhost:{port}, Ctrl-C ends it", flush=True)
-    )
+    line = f"visdom: http://localhost:{port}, Ctrl-C ends it"
+    run_server.main(print_func=lambda _: print(line, flush=True))
 
 
 def main(argv=None):
     """Shows a run again, or starts a server; returns the exit status."""
-    parser = Parser(
-        prog="viz.dashboard",
-        description=__doc__.split("\n")[0],
-        allow_abbrev=False,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    defaults = argparse.ArgumentDefaultsHelpFormatter
+    about = __doc__.split("\n")[0]
+    parser = Parser(prog="viz.dashboard", description=about, allow_abbrev=False, formatter_class=defaults)
     parser.add_argument("folder", type=Path, nargs="?", help="of the run: outputs/NAME")
     parser.add_argument("--server", action="store_true", help="start a visdom server for this machine")
     parser.add_argument("--viz_server", default="localhost", help="host or address of the visdom server")
