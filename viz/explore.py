@@ -13,9 +13,9 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from torchvision.transforms.functional import to_pil_image
 
 from utils import ACTIVE, Parser, UserError, atomic_file, run_cli
+from viz.pictures import picture
 
 
 def to_layers(decoder):
@@ -58,8 +58,8 @@ def write_page(path, net, images, mu, kld, names=None, title="beta-VAE"):
         title=title, channels=images.shape[1], layers=to_layers(net.decoder), seeds=[], active=ACTIVE, kld=kld
     )
     model["names"] = [name if nats > ACTIVE else "" for name, nats in zip(names, kld)]
-    for image, mean in zip((255 * images).round().byte().cpu(), mu.tolist()):
-        to_pil_image(image).save(png := io.BytesIO(), format="PNG")
+    for image, mean in zip(images.cpu(), mu.tolist()):
+        picture(image).save(png := io.BytesIO(), format="PNG")
         model["seeds"].append({"png": base64.b64encode(png.getvalue()).decode(), "mu": mean})
     text = json.dumps(model, default=encode, allow_nan=False).replace("<", "\\u003c")
     page = Path(__file__).with_suffix(".html").read_text(encoding="utf-8")
