@@ -113,33 +113,10 @@ def run_arm(name, args, pipe):
 
 def project_solver(args, precision, folder):
     """The Solver that main.py would make; what it writes goes to folder."""
-    flags = [
-        "--model",
-        args.model,
-        "--objective",
-        "B",
-        "--lr",
-        5e-4,
-        "--precision",
-        precision,
-        "--cuda",
-        args.cuda,
-        "--dataset",
-        args.dataset,
-        "--dset_dir",
-        args.dset_dir,
-        "--batch_size",
-        args.batch_size,
-        "--viz_on",
-        False,
-        "--gather_step",
-        100,
-        "--output_dir",
-        f"{folder}/outputs",
-        "--ckpt_dir",
-        f"{folder}/checkpoints",
-    ]
-    return Solver(parse(list(map(str, flags))))
+    flags = dict(model=args.model, objective="B", lr=5e-4, precision=precision, cuda=args.cuda)
+    flags |= dict(dataset=args.dataset, dset_dir=args.dset_dir, batch_size=args.batch_size, gather_step=100)
+    flags |= dict(output_dir=f"{folder}/outputs", ckpt_dir=f"{folder}/checkpoints", viz_on=False)
+    return Solver(parse([f"--{name}={value}" for name, value in flags.items()]))
 
 
 def train_plain(args, pipe):
@@ -299,16 +276,10 @@ def device_name(device):
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     info = Path("/proc/cpuinfo")
-    names = (
-        [
-            line.split(":")[1].strip()
-            for line in info.read_text().splitlines()
-            if line.startswith("model name")
-        ]
-        if info.exists()
-        else []
-    )
-    return names[0] if names else platform.processor()
+    for line in info.read_text().splitlines() if info.exists() else ():
+        if line.startswith("model name"):
+            return line.split(":")[1].strip()
+    return platform.processor()
 
 
 def report(args, figures, products):

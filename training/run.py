@@ -71,9 +71,7 @@ class RunFolder:
             vars(args).update(defining_flags(saved))
             images = str(getattr(saved, "dset_dir", args.dset_dir))
             moved = args.dset_dir == "data" and os.path.realpath(images) != os.path.realpath("data")
-            if (
-                saved.dataset == "folder" and moved
-            ):  # or those of another folder would be prepared for nothing
+            if saved.dataset == "folder" and moved:  # the images of another folder would not do
                 raise UserError(
                     f"checkpoint {name} is of the images in {images}: give --dset_dir {images}, or where they are now"
                 )
@@ -114,10 +112,7 @@ class RunFolder:
         goes_on = args.ckpt_name == "last" and iteration > 0
         for folder in (self.outputs, self.checkpoints.folder):
             folder.mkdir(parents=True, exist_ok=True)
-            for left in [
-                *folder.glob(".*.tmp"),
-                *folder.glob("[0-9]*/.*.tmp"),
-            ]:  # what a killed training was writing
+            for left in [*folder.glob(".*.tmp"), *folder.glob("[0-9]*/.*.tmp")]:  # of a killed training
                 left.unlink(missing_ok=True)
         log.open(own, keep=not goes_on)
         if args.overwrite and args.ckpt_name != "last":
@@ -166,9 +161,8 @@ def compare_machines(before, now):
     """Says what about the machine changes the digits of a resumed run. before: a checkpoint; now: from utils.machine."""
     last, most = "the last digits", "all but the first digits"
     for name, effect in (("device", last), ("threads", last), ("precision", most)):
-        if (value := before.get(name, "float32")) != now[
-            name
-        ]:  # checkpoints from before --precision have none
+        value = before.get(name, "float32")  # old checkpoints have no precision
+        if value != now[name]:
             print(
                 f"the checkpoint was made with {name} {value}, this is {now[name]}: "
                 f"{effect} may differ from those of a run without a break"

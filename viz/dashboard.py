@@ -53,10 +53,8 @@ CURVES = {
 }
 PALETTE = "#1f77b4 #ff7f0e #2ca02c #d62728 #9467bd #8c564b #e377c2 #7f7f7f #bcbd22 #17becf".split()
 DASHES = ["solid", "dash", "dot", "dashdot"]  # of latents 0 to 9, 10 to 19 ..
-STYLES = {
-    "mean": ("#000000", "dot"),
-    "C": ("#c0c0c0", "dash"),
-}  # C lies upon the total where training follows it
+# C lies on the total where training follows it.
+STYLES = {"mean": ("#000000", "dot"), "C": ("#c0c0c0", "dash")}
 
 
 # What the windows show. Each is a dict that visdom's /events takes, without the environment.
@@ -365,9 +363,8 @@ def serve(port):
         ) from None
     finally:
         logging.disable(logging.NOTSET)
-    autoreload.start = lambda: (
-        None
-    )  # a changed file would restart the server, which would lose all that it shows
+    # A changed file would restart the server, which would then lose all that it shows.
+    autoreload.start = lambda: None
     sys.argv[1:] = ["-port", str(port), "-bind_local", "-logging_level", "ERROR"]
     run_server.main(
         print_func=lambda port: print(f"visdom: http://localhost:{port}, Ctrl-C ends it", flush=True)
