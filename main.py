@@ -32,81 +32,81 @@ def make_parser():
 
 
 def add_training_flags(parser):
-    """What is trained, and how."""
+    """Adds the flags that say what to train, and how."""
     # fmt: off
     add = parser.add_argument_group("run").add_argument
-    add("--train", type=boolean, default=True, help="train; False: load the checkpoint, draw its pictures or score it")
-    add("--max_iter", type=count, default=10**6, help="iterations, of one batch each, to train up to")
-    add("--seed", type=count, default=1, help="seed of initialisation, data order, noise and the choice of pictures")
+    add("--train", type=boolean, default=True, help="train; False: only load a checkpoint, to draw its pictures or score it")
+    add("--max_iter", type=count, default=10**6, help="total number of iterations, one batch each")
+    add("--seed", type=count, default=1, help="seed for initialisation, data order, noise and the choice of pictures")
     add("--metrics", choices=LEVELS, default="none",
         help="score the trained model: full on all images; fast on an eighth, without DCI, in under a minute")
     add("--cuda", type=boolean, default=True, help="use a CUDA device when there is one")
-    add("--threads", type=count, default=0, help="CPU threads; 0: torch's choice")
+    add("--threads", type=count, default=0, help="number of CPU threads; 0: torch's default")
     add("--precision", choices=["float32", "bf16"], default="float32",
-        help="of the network in training; losses and optimiser stay float32; on CUDA, float32 means TensorFloat-32")
+        help="precision of the network in training; losses and optimiser stay in float32; on CUDA, float32 means TensorFloat-32")
 
-    add = parser.add_argument_group("objective (weights of the KL and C in nats; the loss is summed over pixels)").add_argument
+    add = parser.add_argument_group("objective (the loss is in nats, summed over pixels and latents; so is C)").add_argument
     add("--objective", choices=CHOICES["objective"], default="H",
         help="H: beta * KL (Higgins et al. eq. 4); B: gamma * |KL - C| (Burgess et al. eq. 8); TC: KL + (beta - 1) * total "
-             "correlation (Chen et al.); restart: B, then a new encoder and TC with rising weights (misc/capacity.md)")
-    add("--beta", type=float, default=4.0, help="H: weight of the KL; dSprites 4 (Higgins et al.); TC, restart: of the total correlation")
+             "correlation (Chen et al.); restart: B, then a reinitialised encoder and TC with increasing weights (misc/capacity.md)")
+    add("--beta", type=float, default=4.0, help="H: weight of the KL, 4 on dSprites (Higgins et al.); TC, restart: weight of the total correlation")
     add("--gamma", type=float, default=1000.0, help="B: weight of |KL - C|; 1000 (Burgess et al.)")
     add("--C_start", type=float, default=0.0, help="B: C at the start; 0 (Burgess et al.)")
     add("--C_max", type=float, default=25.0, help="B: C at the end; dSprites 25, CelebA 50 (Burgess et al.)")
     add("--C_stop_iter", type=count, default=10**5, help="B: iterations from C_start to C_max; 1e5 (Burgess et al.)")
     add("--delta", type=float, default=0.0,
         help="B: width of the pseudo-Huber smoothing of |KL - C|; 0: none (Burgess et al.)")
-    add("--restart_iter", type=count, default=20_000, help="restart: iteration at which the encoder is drawn anew")
-    add("--restart_beta", type=float, default=0.5, help="restart: weight of the KL right after that")
-    add("--weak_iters", type=count, default=9000, help="restart: iterations for which the weight stays there")
-    add("--rise_iters", type=count, default=8000, help="restart: iterations in which the weights then rise to those of TC")
+    add("--restart_iter", type=count, default=20_000, help="restart: iteration at which the encoder is reinitialised")
+    add("--restart_beta", type=float, default=0.5, help="restart: weight of the KL right after the restart")
+    add("--weak_iters", type=count, default=9000, help="restart: iterations for which the weight stays at this value")
+    add("--rise_iters", type=count, default=8000, help="restart: iterations over which the weights then change to those of TC")
     add("--dist", choices=CHOICES["dist"],
-        help="p(x|z) of a pixel; without: bernoulli for dsprites and 3dchairs, gaussian for celeba and folder")
+        help="p(x|z) of a pixel; if not given: bernoulli for dsprites and 3dchairs, gaussian for celeba and folder")
 
     add = parser.add_argument_group("network").add_argument
     add("--model", choices=CHOICES["model"], default="H",
         help="H convolutional, FC fully connected (Higgins et al.), B convolutional (Burgess et al.)")
-    add("--z_dim", type=count, default=10, help="latents; dSprites 10, chairs and CelebA 32 (Higgins et al.)")
+    add("--z_dim", type=count, default=10, help="number of latents; 10 on dSprites, 32 on 3D Chairs and CelebA (Higgins et al.)")
 
     add = parser.add_argument_group("optimiser").add_argument
-    add("--optimizer", choices=CHOICES["optimizer"], default="adam", help="adagrad: dSprites in Higgins et al.")
+    add("--optimizer", choices=CHOICES["optimizer"], default="adam", help="optimiser; Higgins et al. use adagrad on dSprites")
     add("--lr", type=float, default=1e-4,
-        help="learning rate; Higgins et al. 1e-4, with adagrad 1e-2; Burgess et al. 5e-4")
-    add("--lr_start_iter", type=count, default=0, help="iteration at which the learning rate starts to fall")
-    add("--lr_stop_iter", type=count, default=0, help="iteration at which a cosine has brought it to lr / 100; 0: constant")
-    add("--beta1", type=float, default=0.9, help="decay of Adam's first moment, per iteration")
-    add("--beta2", type=float, default=0.999, help="decay of Adam's second moment, per iteration")
-    add("--batch_size", type=count, default=64, help="images a batch; in neither paper, as far as found")
+        help="learning rate; Higgins et al.: 1e-4, or 1e-2 with adagrad; Burgess et al.: 5e-4")
+    add("--lr_start_iter", type=count, default=0, help="iteration at which the learning rate starts to decay")
+    add("--lr_stop_iter", type=count, default=0, help="iteration at which its cosine decay ends, at lr / 100; 0: constant learning rate")
+    add("--beta1", type=float, default=0.9, help="Adam's decay rate for the first moment")
+    add("--beta2", type=float, default=0.999, help="Adam's decay rate for the second moment")
+    add("--batch_size", type=count, default=64, help="images per batch; as far as we found, neither paper states it")
     # fmt: on
 
 
 def add_folder_flags(parser):
-    """What it is trained on, and what it writes."""
+    """Adds the flags of data, pictures, dashboard and folders."""
     # fmt: off
     add = parser.add_argument_group("data").add_argument
     add("--dataset", type=str.lower, choices=CHOICES["dataset"], default="dsprites",
-        help="data set, in any case; folder: the images in dset_dir and below")
-    add("--dset_dir", default="data", help="folder of the data sets; of the images, for --dataset folder")
-    add("--image_size", type=count, help="side of an image in pixels; without: the network's, 64 in both papers")
-    add("--num_workers", type=count, default=2, help="threads that prepare images; training itself uses none")
+        help="data set, case-insensitive; folder: all images in dset_dir and its subfolders")
+    add("--dset_dir", default="data", help="folder of the data sets; for --dataset folder, of the images")
+    add("--image_size", type=count, help="width and height of an image in pixels; must be what the network takes, 64 in both papers")
+    add("--num_workers", type=count, default=2, help="number of threads that prepare images; training does not use them")
 
     add = parser.add_argument_group("pictures and dashboard").add_argument
     add("--image", nargs="+", metavar="FILE", help="also draw reconstructions and traversals of these images at the end")
     add("--encode", metavar="FILE.npz", help="also write the codes (mu, logvar) of all images at the end")
-    add("--save_output", type=boolean, default=True, help="write pictures; False: only log, checkpoints and scores")
-    add("--gather_step", type=count, default=1000, help="iterations averaged in a row of log.csv; at most display_step")
+    add("--save_output", type=boolean, default=True, help="write pictures; False: only the log, checkpoints and scores")
+    add("--gather_step", type=count, default=1000, help="iterations averaged into each row of log.csv; at most display_step")
     add("--display_step", type=count, default=10000, help="iterations between pictures")
     add("--viz_on", type=boolean, default=True, help="show the run on a visdom dashboard")
     add("--viz_server", default="localhost", help="host of the visdom server")
     add("--viz_port", type=count, default=8097, help="port of the visdom server")
 
     add = parser.add_argument_group("folders").add_argument
-    add("--viz_name", default="main", help="name of the run: of its folders and of its dashboard")
-    add("--output_dir", default="outputs", help="folder of all runs' curves and pictures")
-    add("--ckpt_dir", default="checkpoints", help="folder of all runs' checkpoints")
+    add("--viz_name", default="main", help="name of the run, of its folders and of its page on the dashboard")
+    add("--output_dir", default="outputs", help="folder for the logs and pictures of all runs")
+    add("--ckpt_dir", default="checkpoints", help="folder for the checkpoints of all runs")
     add("--save_step", type=count, default=10000, help="iterations between checkpoints")
     add("--ckpt_name", default="last",
-        help="checkpoint to load: a name in the run's folder or a path; none: start afresh")
+        help="checkpoint to load: a name in the run's folder or a path; none: start from scratch")
     add("--overwrite", type=boolean, default=False, help="replace an existing run of this name")
     # fmt: on
 
@@ -122,7 +122,7 @@ def is_path(value):
 
 def is_run_name(text):
     parts = Path(text).parts
-    # m/7 would lie where the run m keeps its pictures of iteration 7, and m/last where its checkpoint is
+    # m/7 is where the run m keeps its pictures of iteration 7, and m/last is its checkpoint
     taken = any(
         part.isdecimal() or part in ("last", "previous") or part.endswith(".old") for part in parts[1:]
     )
@@ -134,20 +134,17 @@ NAMES = (  # rules as in training/settings.py
     (
         ["viz_name"],
         is_run_name,
-        "a name for a folder inside output_dir, and none that another run's results may have",
+        "the name of a folder inside output_dir that no other run's results can have",
     ),
     ([*FOLDERS, "viz_server"], lambda v: v, "given"),
     (["encode"], lambda v: v is None or Path(v).name, "a file"),
-    ([*FOLDERS, "viz_name", "encode", "image"], is_path, "a name that files can have"),
+    ([*FOLDERS, "viz_name", "encode", "image"], is_path, "a valid file name"),
 )
 
 
-def parse(argv=None, parser=None):
-    """Flags as a namespace; what makes no sense ends the program with one line and status 2.
-
-    parser: one that knows more flags than those of make_parser.
-    """
-    parser = parser or make_parser()
+def parse(argv=None):
+    """Returns the flags as a namespace; invalid ones end the program with one line and status 2."""
+    parser = make_parser()
     args = parser.parse_args(argv)
     if broken := broken_rule(vars(args), (*RULES, *NAMES)):
         parser.error(f"--{broken[0]} must be {broken[1]}, not {getattr(args, broken[0])!r}")
@@ -166,8 +163,8 @@ def parse(argv=None, parser=None):
             f"--lr_stop_iter must be after --lr_start_iter {args.lr_start_iter}, not {args.lr_stop_iter}"
         )
     if os.path.realpath(args.output_dir) == os.path.realpath(args.ckpt_dir):
-        parser.error("--output_dir and --ckpt_dir must be two folders: both name things by iteration")
-    args.gather_step = min(args.gather_step, args.display_step)  # or curves would be drawn without a point
+        parser.error("--output_dir and --ckpt_dir must be different folders: both name files by iteration")
+    args.gather_step = min(args.gather_step, args.display_step)  # or curves would have no points
     return args
 
 
@@ -179,7 +176,7 @@ def main(argv=None):
         solver = Solver(args)
         return solver.train() if args.train else solver.evaluate()
 
-    return run_cli("main.py", "interrupted outside training: checkpoints are as they were", run)
+    return run_cli("main.py", "interrupted outside training: checkpoints are unchanged", run)
 
 
 if __name__ == "__main__":

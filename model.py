@@ -1,7 +1,7 @@
 """The VAEs: BetaVAE_H and BetaVAE_FC (Higgins et al., 2017), BetaVAE_B (Burgess et al., 2018).
 
-Each is an encoder x -> (mu, logvar) of a diagonal Gaussian q(z|x) and a decoder z -> logits of
-p(x|z). The stacks are plain nn.Sequential; their numbering is that of the public checkpoints.
+Each has an encoder x -> (mu, logvar) of a diagonal Gaussian q(z|x) and a decoder z -> logits of
+p(x|z). Both are plain nn.Sequential, with layers numbered as in the checkpoints of 1Konny/Beta-VAE.
 ConvTranspose2d is torch's, made faster on the CPU (layers.py).
 """
 
@@ -20,14 +20,14 @@ def kaiming_init(module):
 
     The fan-in of a transposed conv is the number of terms in the sum that makes one output
     value: C_in * k^2 / stride^2. torch's kaiming_normal_ takes C_out * k^2 instead, which makes
-    the decoder's activations shrink at every layer and its last layer three times too large; and
-    with that, or with torch's default, objective B never leaves the best static picture.
-    A transposed conv of stride 1 stands here only on a 1x1 input, where fan_in = C_in.
+    the decoder's activations shrink at every layer and its last layer three times too large. With
+    that, or with torch's default, objective B never improves on the best static picture.
+    A transposed conv of stride 1 is only used on a 1x1 input here, where fan_in = C_in.
 
-    Output layers (mu and logvar, logits) get the same: their input went through a ReLU, which
-    halves its second moment, and the 2 makes up for it. So at the start mu, logvar and logits
-    have a variance of order 1, as have the activations of all layers before. For the tanh layers
-    of BetaVAE_FC the 2 is between what keeps small signals (1) and what torch takes (25 / 9).
+    Output layers (mu and logvar, logits) are initialised in the same way: their input went through
+    a ReLU, which halves its second moment, and the 2 makes up for it. So mu, logvar and logits
+    start with a variance of order 1, as do the activations of all earlier layers. For the tanh
+    layers of BetaVAE_FC the 2 lies between what preserves small signals (1) and what torch uses (25 / 9).
     """
     if not isinstance(module, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
         return
@@ -47,9 +47,9 @@ def reparameterise(mu, logvar, generator=None):
 
 
 class BetaVAE(nn.Module):
-    """What all models share; subclasses build self.encoder and self.decoder."""
+    """What all models share; subclasses define self.encoder and self.decoder."""
 
-    image_size = 64  # side in pixels of the images that the network takes
+    image_size = 64  # width and height, in pixels, of the images that the network takes
 
     def encode(self, x):
         """x (B, nc, 64, 64) in [0, 1] -> mu, logvar, each (B, z_dim) and float32, of q(z|x)."""
@@ -61,7 +61,7 @@ class BetaVAE(nn.Module):
         return self.decoder(z).float()
 
     def forward(self, x, generator=None):
-        """x (B, nc, 64, 64) -> x_recon (logits, as x), mu, logvar and z (B, z_dim), which is sampled once."""
+        """x (B, nc, 64, 64) -> x_recon (logits of the same shape), mu, logvar, and one sample z; the last three (B, z_dim)."""
         mu, logvar = self.encode(x)
         z = reparameterise(mu, logvar, generator)
         return self.decode(z), mu, logvar, z
@@ -152,16 +152,15 @@ MODELS = {"H": BetaVAE_H, "B": BetaVAE_B, "FC": BetaVAE_FC}
 
 
 def load_model(path):
-    """The network of a checkpoint, of this project or of 1Konny/Beta-VAE, on the CPU and in eval mode.
+    """Loads the network of a checkpoint, of this project or of 1Konny/Beta-VAE, on the CPU and in eval mode.
 
-    Model, z_dim and channels are read off the weights. UserError, in one line, if there is no such network in it.
+    Model, z_dim and channels are inferred from the weights. Raises a one-line UserError if they are of no such network.
     """
     weights = read_checkpoint(path)["model_states"]["net"]
     for build in MODELS.values():
         try:
-            outputs = list(weights.values())[
-                -1
-            ].numel()  # bias of the last layer: nc, or nc 4096 where it is linear
+            # bias of the last layer: nc values, or nc 4096 where it is linear
+            outputs = list(weights.values())[-1].numel()
             net = build(weights["decoder.0.weight"].shape[1], outputs // 4096 or outputs)
             net.load_state_dict(weights)
             return net.eval()

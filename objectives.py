@@ -4,8 +4,8 @@ An objective is a function of (x, x_recon, mu, logvar, z, step) and, by keyword,
     x, x_recon        images in [0, 1] and logits of p(x|z), (B, C, H, W)
     mu, logvar, z     of q(z|x) and the sample that was decoded, (B, z_dim)
     step              the iteration, from 1 on
-It returns the loss to minimise, a scalar, and a dict of what the log shows: scalars or one value a latent, (z_dim,). Columns
-of log.csv, averages and checkpoints follow its keys. To add one, write the function and name it in OBJECTIVES.
+It returns the loss to minimise, a scalar, and a dict of what to log: scalars, or vectors (z_dim,) with one value per
+latent. The columns of log.csv follow its keys. To add an objective, write the function and name it in OBJECTIVES.
 """
 
 import inspect
@@ -17,7 +17,7 @@ import torch.nn.functional as F
 
 
 def reconstruction_loss(x, x_recon, dist):
-    """-E_q[log p(x|z)], up to a constant, from one sample of z; a scalar in nats an image.
+    """-E_q[log p(x|z)], up to a constant, from one sample of z; a scalar, nats per image.
 
     x: images in [0, 1] (B, C, H, W); x_recon: logits of p(x|z), as x.
     bernoulli: binary cross-entropy of each pixel.
@@ -50,7 +50,7 @@ def capacity(step, C_max, C_stop_iter, C_start=0.0):
 def capacity_penalty(total_kld, C, smoothing=0.0):
     """|KL - C| of the batch mean, a scalar in nats.
 
-    smoothing: width in nats of a pseudo-Huber around C, |d| -> sqrt(d^2 + smoothing^2) - smoothing; 0 is the paper's.
+    smoothing: width in nats of a pseudo-Huber function, |d| -> sqrt(d^2 + smoothing^2) - smoothing; 0, as in the paper: none.
     Without it, the slope jumps between -1 and 1 from step to step: noise that fills Adam's second moment and drowns the
     gradient of the reconstruction in the encoder (misc/capacity.md).
     """
@@ -61,12 +61,11 @@ def capacity_penalty(total_kld, C, smoothing=0.0):
 def total_correlation(z, mu, logvar):
     """KL(q(z) || prod_j q(z_j)) in nats, a scalar (Chen et al., 2018, eq. 2), with q(z) the mean of the batch's posteriors.
 
-    z, mu, logvar: (B, z_dim), one sample of each posterior. So few posteriors make the estimate far too high, but by an amount
-    that hardly depends on the weights: its gradient is that of minibatch-weighted sampling (Chen et al., Appendix C).
+    z, mu, logvar: (B, z_dim), one sample of each posterior. With so few posteriors the estimate is far too high, but by an
+    amount that hardly depends on the weights: its gradient is that of minibatch-weighted sampling (Chen et al., Appendix C).
     """
-    log_q = -0.5 * (
-        math.log(2 * math.pi) + logvar + (z[:, None] - mu) ** 2 / logvar.exp()
-    )  # B of z, B of q, z_dim
+    # B of z, B of q, z_dim
+    log_q = -0.5 * (math.log(2 * math.pi) + logvar + (z[:, None] - mu) ** 2 / logvar.exp())
     log_B = math.log(len(z))
     log_joint = log_q.sum(dim=2).logsumexp(dim=1) - log_B  # B
     log_marginals = log_q.logsumexp(dim=1) - log_B  # B, z_dim
@@ -76,20 +75,20 @@ def total_correlation(z, mu, logvar):
 def restart_weights(step, restart_iter, restart_beta, weak_iters, rise_iters, beta):
     """Weights of the KL and of the total correlation at a step of objective_restart, after its restart.
 
-    Both are restart_beta for weak_iters, then go to 1 (geometrically) and to beta (in a straight line) over rise_iters.
+    Both are restart_beta for weak_iters; over rise_iters the first then goes to 1, geometrically, and the second to beta, linearly.
     """
     rise = min(1, max(0, step - restart_iter - weak_iters) / rise_iters)
     return restart_beta ** (1 - rise), restart_beta + (beta - restart_beta) * rise
 
 
 def learning_rate(step, lr, lr_start_iter, lr_stop_iter):
-    """lr up to lr_start_iter, then half a cosine down to lr / 100 at lr_stop_iter; lr_stop_iter 0: constant."""
+    """lr up to lr_start_iter, then cosine decay to lr / 100 at lr_stop_iter; constant if lr_stop_iter is 0."""
     fall = min(1, max(0, step - lr_start_iter) / (lr_stop_iter - lr_start_iter)) if lr_stop_iter else 0
     return lr * (1 - 0.99 * (1 - math.cos(math.pi * fall)) / 2)
 
 
 def normalised_beta(beta, z_dim, pixels):
-    """beta * M / N of M latents and N values of an image (Higgins et al., A.6): comparable between data sets."""
+    """beta * M / N for M latents and N pixel values (Higgins et al., A.6), which is comparable between data sets."""
     return beta * z_dim / pixels
 
 
@@ -124,7 +123,7 @@ def objective_restart(
     x, x_recon, mu, logvar, z, step, *, dist, gamma, C_start, C_max, C_stop_iter, delta,
     restart_iter, restart_beta, weak_iters, rise_iters, beta,
 ):  # fmt: skip
-    """Objective B up to restart_iter, where Solver.restart_encoder acts; then TC with rising weights (misc/capacity.md)."""
+    """Objective B up to restart_iter, where Solver.restart_encoder is called; then TC with increasing weights (misc/capacity.md)."""
     batch = (x, x_recon, mu, logvar, z, step)
     if step <= restart_iter:
         return objective_B(
@@ -140,12 +139,12 @@ OBJECTIVES = {"H": objective_H, "B": objective_B, "TC": objective_TC, "restart":
 
 
 def flags_of(objective):
-    """Names of the flags that an objective takes: its keyword-only parameters without a default."""
+    """Names of the flags that an objective takes: its keyword-only parameters that have no default."""
     parameters = inspect.signature(objective).parameters.values()
     return [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is p.empty]
 
 
 def bind(args, dist):
-    """The objective of --objective as a function of a batch alone. dist: p(x|z), "bernoulli" or "gaussian"."""
+    """The objective that --objective names, with its flags filled in. dist: p(x|z), "bernoulli" or "gaussian"."""
     objective, flags = OBJECTIVES[args.objective], {**vars(args), "dist": dist}
     return partial(objective, **{name: flags[name] for name in flags_of(objective)})

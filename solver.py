@@ -1,4 +1,4 @@
-"""One run: it builds the network or loads it, trains it, and says when to log, to save and to draw."""
+"""One run: builds or loads the network, trains it, and decides when to log, save and draw."""
 
 import contextlib
 
@@ -31,14 +31,14 @@ from viz.dashboard import Dashboard
 
 
 def make_optimizer(args, parameters, device):
-    """Adam, or Adagrad as in Higgins et al. (2017) on dSprites, in its fused form where torch has one."""
+    """Adam, or Adagrad as in Higgins et al. (2017) on dSprites; fused where torch supports it."""
     if args.optimizer == "adagrad":
         return torch.optim.Adagrad(parameters, lr=args.lr, fused=device.type == "cpu")
     return torch.optim.Adam(parameters, lr=args.lr, betas=(args.beta1, args.beta2), fused=True)
 
 
 class Solver:
-    """Trains a beta-VAE, or loads one, as args (the flags of main.py) say."""
+    """Trains or loads a beta-VAE. args: the flags of main.py."""
 
     def __init__(self, args):
         self.args, self.device = args, set_up_device(args.cuda, args.threads)
@@ -48,16 +48,16 @@ class Solver:
         try:
             self.open()
         except BaseException:
-            self.folder.__exit__()  # in a notebook the error would keep the lock
+            self.folder.__exit__()  # otherwise, in a notebook, the error would keep the lock alive
             raise
 
     def open(self):
-        """Reads the checkpoint and the images, and builds what is trained."""
+        """Loads the checkpoint and the data set, and builds the network and everything that trains it."""
         args, state = self.args, self.folder.load()
         args.image_size = MODELS[args.model].image_size
         self.data = return_data(args, self.device)
         self.distribution = args.dist or self.data.distribution
-        keep_freed_memory()  # after the data set, which may have been made with much more
+        keep_freed_memory()  # after the data set is loaded: preparing it may have taken much more memory
         self.order = Order(len(self.data), args.batch_size, args.seed, self.device)
         self.build()
         self.evaluator = Evaluator(self.net, self.data, args.seed)
@@ -68,7 +68,7 @@ class Solver:
             self.load(state)
 
     def build(self):
-        """Network, optimiser, noise and log at iteration 0. Network, data order, noise and pictures have a seed each."""
+        """Builds network, optimiser, noise and log at iteration 0. Network, data order, noise and pictures each have their own seed."""
         args, self.iter = self.args, 0
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(stream_seed(args.seed, "model"))
@@ -80,10 +80,10 @@ class Solver:
         x, z = torch.zeros(1, self.data.channels, 64, 64), torch.zeros(1, args.z_dim)
         self.window = Window(self.step_terms(x, x, z, z, z, 1)[1], self.device)
         self.log = Log(self.outputs / "log.csv", ["iter", *self.window.columns])
-        self.first_nonfinite = torch.tensor(0, device=self.device)  # the first step with such a loss; 0: none
+        self.first_nonfinite = torch.tensor(0, device=self.device)  # first step with such a loss; 0: none
 
     def train(self):
-        """Trains up to max_iter; returns the exit status: 0, or 128 + the signal that told it to stop."""
+        """Trains up to max_iter; returns the exit status: 0, or 128 + the number of the signal that stopped it."""
         args = self.args
         with self.folder, self.dashboard if args.viz_on else contextlib.nullcontext():
             if self.iter < args.max_iter:
@@ -91,16 +91,18 @@ class Solver:
                 stopped = self.loop()
                 what = "finished" if self.iter == args.max_iter else "stopped"
                 print(f"{what} at iteration {self.iter:,}; saved in {self.checkpoints.folder}")
-                if stopped:  # also in the last iteration: the next call scores
+                if stopped:  # even at the last iteration: the next call scores
                     return 128 + stopped
             else:
-                print(f"run {args.viz_name} is finished (iteration {self.iter:,}): --max_iter may be larger")
-                self.display()  # it may have been killed amid its last pictures
+                print(
+                    f"run {args.viz_name} is finished (iteration {self.iter:,}): --max_iter can be increased"
+                )
+                self.display()  # it may have been killed while drawing its last pictures
             self.evaluate()
         return 0
 
     def loop(self):
-        """The training loop; returns the signal that stopped it, None at max_iter."""
+        """The training loop; returns the signal that stopped it, or None if it reached max_iter."""
         args = self.args
         with (
             StopSignals() as stop,
@@ -121,14 +123,14 @@ class Solver:
                 if end or self.iter % args.save_step == 0 or self.iter % Checkpoints.KEEP_EVERY == 0:
                     self.save()
                 if end or self.iter % args.display_step == 0:
-                    self.display()  # after saving: a picture that fails costs nothing
+                    self.display()  # after saving, so that a failing picture loses nothing
             if self.saved_iter != self.iter:
                 self.save()
         self.log.close()
         return stop.received
 
     def training_step(self, x):
-        """One step of the optimiser on the objective of x, a batch of images (B, C, 64, 64)."""
+        """One optimiser step on the objective for a batch of images x (B, C, H, W)."""
         args = self.args
         with torch.autocast(self.device.type, torch.bfloat16, enabled=args.precision == "bf16"):
             x_recon, mu, logvar, z = self.net(x, self.noise)  # float32, whatever the precision inside
@@ -138,20 +140,20 @@ class Solver:
         self.optim.zero_grad()
         loss.backward()
         self.optim.step()
-        self.window.add(terms)  # on the device, as is the next line: nothing waits for it
+        self.window.add(terms)  # this and the next two lines stay on the device: nothing waits for it
         bad = (self.first_nonfinite == 0) & ~loss.isfinite()
         self.first_nonfinite = torch.where(bad, self.iter, self.first_nonfinite)
 
     def step_terms(self, x, x_recon, mu, logvar, z, step):
-        """The loss of a step, and all that is logged of it: what the objective returns, and mean mu and variance."""
+        """The loss of a step, and everything that is logged: the terms of the objective, and the mean of mu and sigma^2."""
         loss, terms = self.objective(x, x_recon, mu, logvar, z, step)
         return loss, {**terms, "mu": mu.mean(dim=0), "var": logvar.exp().mean(dim=0)}
 
     @torch.no_grad()
     def restart_encoder(self):
-        """Draws the encoder and the decoder's input weights of inactive latents anew, and empties the optimiser's averages.
+        """Reinitialises the encoder and the decoder's input weights of inactive latents, and clears the optimiser's state.
 
-        The decoder keeps the axes that it has and teaches them to the new encoder; inactive latents get a fresh start.
+        The decoder keeps its axes and teaches them to the new encoder; inactive latents get a fresh start.
         """
         kld = torch.tensor([self.window.means()[f"kld_{j}"] for j in range(self.args.z_dim)])
         inactive = (kld < ACTIVE).to(self.device)  # z_dim
@@ -166,18 +168,18 @@ class Solver:
         )
 
     def next_indices(self):
-        """The images of this iteration, (B,)."""
+        """Indices of the images of this iteration, (B,)."""
         return self.order.batch(self.iter)
 
     def gather(self):
-        """Writes the averages over the window as a row of the log, and opens the next window."""
+        """Writes the averages over the window as a row of the log, and starts the next window."""
         self.stop_if_not_finite()
         self.window.close(self.log.append(self.iter, self.window.means().values()))
         self.dashboard.update(self.iter)
 
     def display(self):
-        """Prints and draws how far it is; a picture that fails does not end a training."""
-        self.stop_if_not_finite()  # nothing to draw
+        """Prints the current averages and draws the pictures; a failing picture does not stop training."""
+        self.stop_if_not_finite()  # or there is nothing to draw
         tqdm.write(f"[{self.iter:,}] {self.window.text()} nats")
         try:
             if self.args.save_output:
@@ -185,15 +187,15 @@ class Solver:
         except Exception as error:
             show_traceback(error)
             tqdm.write(
-                f"no pictures at {self.iter:,}, training goes on: {type(error).__name__}: {first_line(error)}"
+                f"could not draw pictures at {self.iter:,}, training continues: {type(error).__name__}: {first_line(error)}"
             )
 
     def stop_if_not_finite(self):
-        """Waits for the device; UserError if a loss, a weight or an average of the optimiser is not finite."""
+        """Raises UserError if a loss, a weight or an average of the optimiser is not finite. Waits for the device."""
         first = int(self.first_nonfinite)
         if first or not all_finite(self.net, self.optim):
             what = "loss is" if first else "weights or the optimiser's averages are"
-            stay = f"the checkpoints from before stay in {self.checkpoints.folder}; "
+            stay = f"the checkpoints from before are kept in {self.checkpoints.folder}; "
             raise UserError(
                 f"the {what} not finite since iteration {first or self.iter:,}: stopped; "
                 f"{stay if self.checkpoints.paths() else ''}a lower --lr may help"
@@ -202,7 +204,7 @@ class Solver:
     # Pictures and scores.
 
     def draw(self):
-        """Writes the pictures of this iteration. Takes no random numbers: training cannot notice."""
+        """Writes the pictures of this iteration. Uses none of training's random numbers, so it does not affect training."""
         folder = self.outputs / str(self.iter)
         top_factor = self.evaluator.draw(folder, self.latent_kld())
         if self.log.path.exists():
@@ -215,12 +217,12 @@ class Solver:
         self.dashboard.update(self.iter)
 
     def latent_kld(self):
-        """KL of each latent in nats, as the log has it; None without one."""
+        """KL of each latent in nats, as in the log; None before the first step."""
         means = self.window.means()
         return [means[f"kld_{j}"] for j in range(self.args.z_dim)] if means else None
 
     def evaluate(self):
-        """Scores the model as --metrics says, and draws it."""
+        """Scores the model according to --metrics, and draws its pictures."""
         args, folder = self.args, self.outputs / str(self.iter)
         if args.metrics != "none":
             about = {"iter": self.iter, "commit": git_commit(), **machine(self.device, args.precision)}
@@ -236,7 +238,7 @@ class Solver:
     # Saving and loading.
 
     def begin(self):
-        """Opens the folders and the log, and prints what starts, on what and where."""
+        """Prepares the folders and the log, and prints what is starting, on which machine and where it writes."""
         args = self.args
         self.saved_iter = self.iter
         self.folder.begin(
@@ -245,10 +247,10 @@ class Solver:
         if args.objective == "H":
             beta = objectives.normalised_beta(args.beta, args.z_dim, self.data.channels * args.image_size**2)
             print(
-                f"beta {args.beta:g}: normalised, by {args.z_dim} latents and the size of an image, {beta:.3g}"
+                f"beta {args.beta:g}, normalised by {args.z_dim} latents and the size of an image: {beta:.3g}"
             )
         self.dashboard.update(self.iter)
-        if self.iter and self.iter % args.display_step == 0:  # it may have been killed amid the pictures
+        if self.iter and self.iter % args.display_step == 0:  # it may have been killed while drawing
             self.display()
 
     def save(self):
@@ -272,12 +274,12 @@ class Solver:
         self.saved_iter = self.iter
 
     def load(self, state):
-        """Takes up a run where state left it: on the CPU, to the bit. UserError, in one line, if it does not fit."""
+        """Resumes a run from state, on the CPU bit for bit. Raises a one-line UserError if it does not fit."""
         args = self.args
         self.folder.check_data(state.get("data"), self.data.fingerprint)
         try:
             self.net.load_state_dict(state["model_states"]["net"])
-            if args.train:  # weights without an optimiser can be looked at
+            if args.train:  # drawing and scoring need no optimiser
                 load_optimizer(self.optim, state["optim_states"]["optim"])
             self.iter = state["iter"]
             if state["arguments"] is not None:

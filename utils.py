@@ -204,7 +204,7 @@ def versions():
     """Versions of what the numbers of a run depend on."""
     return {
         "python": platform.python_version(),
-        **{name: version(name) for name in ("torch", "torchvision", "numpy", "scikit-learn")},
+        **{name: version(name) for name in ("torch", "numpy", "scikit-learn")},
     }
 
 

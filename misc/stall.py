@@ -30,17 +30,8 @@ from utils import Parser, UserError, count, epoch_order, progress, run_cli
 
 def measure(path, batches, told_iterations, dset_dir):
     """Prints what is known of the weights in a checkpoint of a run with objective B on dSprites."""
-    solver = Solver(
-        parse(
-            [
-                "--train=False",
-                f"--ckpt_name={path}",
-                f"--dset_dir={dset_dir}",
-                "--viz_on=False",
-                "--cuda=False",
-            ]
-        )
-    )
+    flags = ["--train=False", "--viz_on=False", "--cuda=False"]
+    solver = Solver(parse([*flags, f"--ckpt_name={path}", f"--dset_dir={dset_dir}"]))
     if solver.args.objective != "B" or solver.args.dataset != "dsprites":
         raise UserError(f"checkpoint {path} is not of a run with --objective B on dSprites")
     if told_iterations and solver.args.z_dim < 3:

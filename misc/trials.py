@@ -24,7 +24,6 @@ from model import BetaVAE_B
 from prepare import dsprites
 
 Z, BATCH, STEPS = 10, 64, 5  # latents, images a batch, steps a graph
-SIZES = dsprites.FACTOR_SIZES
 
 
 def table(n, *points):
@@ -132,10 +131,9 @@ class Trial:
             old = finished[spec["init"]]
             self.inactive = [j for j in range(Z) if old["kl"][j] < 0.1]
             self.active[self.inactive] = 0
-            stay = {
-                k: v for k, v in old["net"].items() if k.startswith("decoder") and spec["parts"] == "encoder"
-            }
-            net.load_state_dict({**net.state_dict(), **stay})
+            if spec["parts"] == "encoder":
+                stay = {k: v for k, v in old["net"].items() if k.startswith("decoder")}
+                net.load_state_dict(stay, strict=False)
             with torch.no_grad():
                 net.decoder[0].weight[:, self.inactive] = 0
             if spec["teacher"].any():
@@ -154,9 +152,8 @@ class Trial:
         ]
         cuda = device.type == "cuda"
         self.optim = torch.optim.Adam(groups, capturable=cuda, fused=cuda)
-        self.mean = [
-            p.detach().clone() for p in self.params
-        ]  # moving average of the weights, which is scored
+        # moving average of the weights, which is scored
+        self.mean = [p.detach().clone() for p in self.params]
         self.step_on_device = torch.zeros(1, dtype=torch.long, device=device)
         self.shifts = torch.arange(7, -1, -1, dtype=torch.uint8, device=device)
         self.sums, self.rows, self.iter = torch.zeros(2 + Z, device=device), [], 0
@@ -200,9 +197,8 @@ class Trial:
                 target = self.teacher(x)[:, :Z]
             loss = loss + now["teacher"] * ((mu - target) ** 2 * self.active).sum(1).mean()
         if self.has_tc:
-            log_q = -0.5 * (
-                math.log(2 * math.pi) + logvar + (z[:, None] - mu) ** 2 / logvar.exp()
-            )  # B, B, z_dim
+            # B, B, z_dim
+            log_q = -0.5 * (math.log(2 * math.pi) + logvar + (z[:, None] - mu) ** 2 / logvar.exp())
             loss = loss + now["tc"] * (log_q.sum(2).logsumexp(1) - log_q.logsumexp(1).sum(1)).mean()
         self.optim.zero_grad(set_to_none=True)
         loss.backward()

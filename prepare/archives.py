@@ -26,7 +26,7 @@ from utils import UserError, named
 FORMATS = "AVIF BMP DIB GIF JPEG JPEG2000 PCX PNG PPM QOI SGI TGA TIFF WEBP".split()
 MOST_BYTES = 2**29  # of one image file
 HIDDEN = ("__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN")  # beside names that start with a dot
-PREPARED = re.compile(r"\w+_\d+x\d+(_packed)?\.(npy|json)")  # this program's own files
+PREPARED = re.compile(r"\w+_\d+x\d+(_packed)?\.(npy|json)")  # written by this program
 
 
 @functools.cache

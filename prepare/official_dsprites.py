@@ -30,7 +30,5 @@ def pack(npz, path, get):
         np.lib.format.read_magic(images)
         np.lib.format.read_array_header_1_0(images)  # uint8 (737280, 64, 64), as the md5 says
         while data := images.read(CHUNK * 64 * 64):
-            file.write(
-                np.packbits(np.frombuffer(data, np.uint8))
-            )  # 64 pixels a row: bits of no two rows share a byte
+            file.write(np.packbits(np.frombuffer(data, np.uint8)))  # rows of 64 pixels are whole bytes
         return file_crc32(file, start)

@@ -9,15 +9,8 @@ from filelock import FileLock, Timeout
 
 from utils import UserError, atomic_file
 
-LOCK = (
-    "lock"  # the file in each folder of a run that its training holds; who does stands beside it, in lock.pid
-)
-NO_LOCKS = {
-    errno.ENOLCK,
-    errno.ENOSYS,
-    errno.EOPNOTSUPP,
-    errno.EINVAL,
-}  # what file systems say that know none
+LOCK = "lock"  # the file that training locks in each folder of a run; lock.pid says which process has it
+NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}  # from file systems without locks
 
 
 def file_lock(folder):

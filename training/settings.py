@@ -6,19 +6,8 @@ from dataset import DATASETS, MOST_WORKERS, default_distribution
 from model import MODELS
 from objectives import OBJECTIVES, flags_of
 
-# from 1 on
-WHOLE = [
-    "max_iter",
-    "batch_size",
-    "z_dim",
-    "C_stop_iter",
-    "restart_iter",
-    "weak_iters",
-    "rise_iters",
-    "gather_step",
-    "display_step",
-    "save_step",
-]
+WHOLE = "max_iter batch_size z_dim C_stop_iter restart_iter weak_iters rise_iters".split()
+WHOLE += ["gather_step", "display_step", "save_step"]  # whole numbers, at least 1
 MOST = 1e38  # about as far as float32 goes
 RULES = (  # for numbers among the flags: which, what must hold, and that in words
     (WHOLE, lambda v: v >= 1, "at least 1"),

@@ -12,10 +12,10 @@ import json
 from pathlib import Path
 
 import torch
-from PIL import Image
 from torch import nn
 
 from utils import ACTIVE, Parser, UserError, atomic_file, run_cli
+from viz.pictures import picture
 
 
 def to_layers(decoder):
@@ -58,9 +58,8 @@ def write_page(path, net, images, mu, kld, names=None, title="beta-VAE"):
         title=title, channels=images.shape[1], layers=to_layers(net.decoder), seeds=[], active=ACTIVE, kld=kld
     )
     model["names"] = [name if nats > ACTIVE else "" for name, nats in zip(names, kld)]
-    pixels = (255 * images).round().byte().movedim(1, -1).cpu().numpy()  # S, H, W, C
-    for image, mean in zip(pixels, mu.tolist()):
-        Image.fromarray(image.squeeze()).save(png := io.BytesIO(), format="PNG")
+    for image, mean in zip(images.cpu(), mu.tolist()):
+        picture(image).save(png := io.BytesIO(), format="PNG")
         model["seeds"].append({"png": base64.b64encode(png.getvalue()).decode(), "mu": mean})
     text = json.dumps(model, default=encode, allow_nan=False).replace("<", "\\u003c")
     page = Path(__file__).with_suffix(".html").read_text(encoding="utf-8")

@@ -12,24 +12,10 @@ import numpy as np
 from training.log import read_log
 from viz.pictures import active, label, not_shown, save
 
-COLORS = [
-    "C0",
-    "C1",
-    "C2",
-    "C3",
-    "C4",
-    "C5",
-    "C6",
-    "C8",
-    "C9",
-    "navy",
-]  # of the ten highest KL; others are grey
+COLORS = "C0 C1 C2 C3 C4 C5 C6 C8 C9 navy".split()  # of the ten highest KL; others are grey
 SHAPE_COLORS = {"square": "tab:red", "ellipse": "tab:green", "heart": "tab:blue"}  # Higgins et al., Fig. 7
-UNITS = {
-    "recon_loss": "nats per image",
-    "total_kld": "nats per image",
-    "total_correlation": "nats",
-}  # of what is no score
+# Units of what is not a score.
+UNITS = {"recon_loss": "nats per image", "total_kld": "nats per image", "total_correlation": "nats"}
 
 
 @contextlib.contextmanager
@@ -38,9 +24,8 @@ def figure(path, width, height):
 
     The same bytes whatever MPLBACKEND and matplotlibrc say: matplotlib's own defaults, drawn by Agg.
     """
-    backend = os.environ.pop(
-        "MPLBACKEND", ""
-    )  # a notebook's may not be installed here: the import would fail
+    # A notebook's backend may not be installed here: the import would fail.
+    backend = os.environ.pop("MPLBACKEND", "")
     from matplotlib import style
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

@@ -53,9 +53,7 @@ def traverse(decode, z, latents):
     codes = z[:, None, None].repeat(1, len(latents), len(VALUES), 1)  # S, L, 19, z_dim
     for row, j in enumerate(latents):
         codes[:, row, :, j] = VALUES.to(z)
-    images = torch.stack(
-        [torch.sigmoid(decode(row)).cpu() for row in codes.flatten(0, 1)]
-    )  # S * L, 19, C, H, W
+    images = torch.stack([torch.sigmoid(decode(row)).cpu() for row in codes.flatten(0, 1)])
     return images.unflatten(0, codes.shape[:2])
 
 
@@ -118,10 +116,8 @@ def animation(images, names, kld, top_factor, path):
         rows = []
         for start in range(0, len(order), columns):
             band = slice(start, start + columns)
-            rows += [
-                ["", *captions[band]],
-                *([name, *each] for name, each in zip(names, images[:, band, step])),
-            ]
+            rows.append(["", *captions[band]])
+            rows += [[name, *each] for name, each in zip(names, images[:, band, step])]
         foot = f"Each column moves one latent, now at {VALUES[step]:+z.1f}. {not_shown(kld)}"
         page = grid(rows, foot, tile, font=12)
         return page.convert("L").point(GREYS) if grey else page.quantize(64)
