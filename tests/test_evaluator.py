@@ -18,7 +18,6 @@ from training.checkpoint import read_checkpoint
 from training.log import read_log
 from utils import UserError
 
-
 pytestmark = pytest.mark.usefixtures("thumbnails")
 
 

@@ -153,6 +153,8 @@ def test_a_run_script_takes_seeds_alone():
         "--sweep_name s --metrics none fast",
         "--sweep_name s --dset_dir a b",
         "--sweep_name s --train False",
+        "--sweep_name s --image a.png b.png",
+        "--sweep_name s --encode codes.npz",
         "--sweep_name s --overwrite True --ckpt_name none",
         "--sweep_name s --parallel 0",
         "--sweep_name s --parallel 1,2",
@@ -199,13 +201,18 @@ def test_help_waits_for_no_import_of_torch():
 
 
 def test_a_run_of_a_sweep_gives_the_bytes_of_main_alone(runs, call):
-    out, err = call("--seed", "1", "2", "--parallel", 2, "--save_output", "True")
+    out, err = call("--seed", "1", "2", "--parallel", 2)
     assert out.count(": finished, ") == 2 and "2 of 2 runs" in err
-    runs.run("alone", "--seed", 2)
+    runs.run("alone", "--save_output no", "--seed", 2)
     assert_same_run(runs, "alone", "s_seed=2")
 
 
-def test_finished_runs_are_skipped_and_interrupted_ones_resume(runs, call):
+def test_finished_runs_are_skipped_and_interrupted_ones_resume_and_all_are_on_the_dashboard(
+    runs, call, monkeypatch
+):
+    shown = []
+    send = lambda board, windows: shown.extend(window["win"] for window in windows) or True  # noqa: E731
+    monkeypatch.setattr("viz.dashboard.Dashboard.send", send)
     flags = ["--save_output", "False", "--seed", 1]
     runs.run("s_gamma=1_seed=1", *flags, "--gamma", 1)
     runs.run("s_gamma=4_seed=1", *flags, "--gamma", 4, "--max_iter", 20)
@@ -214,7 +221,8 @@ def test_finished_runs_are_skipped_and_interrupted_ones_resume(runs, call):
     before = said(runs, "s_gamma=4_seed=1")
     assert "resumed at iteration 20" in before
     (runs.outputs("s") / "summary.csv").unlink()
-    assert "2 of 2 runs are finished" in call("--gamma", "1,4").out
+    assert "2 of 2 runs are finished" in call("--gamma", "1,4", "--viz_on", "True").out
+    assert shown == ["summary", "table"]
     assert said(runs, "s_gamma=4_seed=1") == before  # nothing was started
     assert (runs.outputs("s") / "summary.csv").exists()
 
@@ -494,7 +502,7 @@ def test_the_picture_has_a_dot_a_run_and_a_line_at_the_median(summary):
     assert [label.get_text() for label in panel.get_xticklabels()] == ["beta=1", "beta=4"]
     assert len({x for line in panel.lines for x in line.get_xdata()}) == 3  # none hides another
     titles = [axes.get_title() for axes in figure.axes if axes.get_title()]
-    assert titles == ["recon_loss (nats)", "total_kld (nats)", "active_latents", "mig"]
+    assert titles == ["recon_loss (nats per image)", "total_kld (nats per image)", "active_latents", "mig"]
     assert np.isfinite(figure.axes[0].get_ylim()).all()
 
 
