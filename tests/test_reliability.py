@@ -277,22 +277,14 @@ def test_a_checkpoint_that_unpacks_to_more_than_it_holds_is_refused_before_it_ta
 
 CHANGES = [
     ("iter", "9"),
-    ("model_states.net", {"a": 1}),
     ("optim_states", 3),
-    ("optim_states.optim.state", {}),
     ("optim_states.optim.state.0.exp_avg", torch.zeros(1)),
-    ("optim_states.optim.param_groups", []),
     ("optim_states.optim.param_groups", [{"params": [1]}]),  # whole, but of another network
     ("arguments", {}),
-    ("arguments", 5),
     ("arguments.z_dim", 10**12),
     ("arguments.model", [1]),
-    ("arguments.objective", "TC"),
     ("arguments.lr", float("inf")),
-    ("arguments.gamma", None),
-    ("generators", {}),
     ("generators.noise", torch.zeros(3, dtype=torch.uint8)),
-    ("window", None),
     ("window.sums", torch.zeros(3, dtype=torch.float64)),
     ("data", ["x"]),
 ]
