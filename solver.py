@@ -228,7 +228,7 @@ class Solver:
             about = {"iter": self.iter, "commit": git_commit(), **machine(self.device, args.precision)}
             self.evaluator.score(args.metrics, folder, about, self.latent_kld(), draw=args.save_output)
             self.dashboard.update(self.iter)
-        if args.save_output and (args.metrics != "none" or not args.train):
+        if args.save_output and not args.train:
             self.draw()
         if args.encode:
             self.evaluator.encode(args.encode)

@@ -202,7 +202,8 @@ def differences(one, other):
         {
             str(path.relative_to(each.outputs)): path.read_bytes()
             for path in each.outputs.rglob("*")
-            if path.is_file() and path.name not in ("args.json", "log.csv.old", "lock", "lock.pid")
+            if path.is_file()
+            and path.name not in ("args.json", "explore.html", "log.csv.old", "lock", "lock.pid")
         }
         for each in (one, other)
     ]

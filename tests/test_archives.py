@@ -32,7 +32,7 @@ from prepare.images import make_array
 # What is read.
 
 
-@pytest.mark.parametrize("form", ["folder", "zip", "stored zip", "tar", "tar.gz", "tar.bz2", "tar.xz"])
+@pytest.mark.parametrize("form", ["folder", "zip", "stored zip", "tar", "tar.gz", "tar.xz"])
 def test_folders_and_archives_of_all_kinds_give_the_same_rows_in_the_order_of_names(tmp_path, form):
     source = {
         "folder": lambda: write_folder(tmp_path / "in", FILES),
@@ -161,7 +161,7 @@ def deep(values, kind="PNG"):
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
-@pytest.mark.parametrize("bits", [8, 10, 12, 16])
+@pytest.mark.parametrize("bits", [8, 12, 16])
 def test_images_that_use_some_of_16_bits_keep_their_upper_8_as_a_set(tmp_path, bits, kind, capsys):
     ramp = np.tile(np.arange(64) * (2**bits // 64), (64, 1))
     files = {f"a.{kind}": deep(ramp, kind), f"dark.{kind}": deep(ramp // 16, kind), "z.png": grey(77)}
@@ -180,9 +180,10 @@ def oriented(value):
     return exif
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP"])
-@pytest.mark.parametrize("tag", range(1, 9))
-def test_photos_are_turned_as_the_camera_says(tag, kind):
+@pytest.mark.parametrize(
+    "kind, tag", [*(("JPEG", tag) for tag in range(1, 9)), ("PNG", 6), ("TIFF", 6), ("WEBP", 6)]
+)
+def test_photos_are_turned_as_the_camera_says(kind, tag):
     square = photo(1, size=(128, 128))
     there = [
         "",

@@ -63,10 +63,10 @@ def test_main_prepares_by_itself_and_trains(runs, name, channels, distribution):
     place = {"celeba": "CelebA/img_align_celeba", "3dchairs": "3DChairs/images", "folder": "."}[name]
     write_folder(runs.folder / "data" / place, files)
     flags = ["--dataset", name, "--dset_dir", runs.folder / "data", "--max_iter", 4, "--z_dim", 5]
+    flags += ["--save_output", name == "3dchairs"]
     output = runs.run("run", *flags).stdout
     assert "preparing 9 images" in output and f"9 images, {'grey' if channels == 1 else 'colour'}" in output
-    picture = Image.open(runs.outputs("run") / "4" / "reconstruction.png")
-    assert picture.size[0] > 400 and (runs.outputs("run") / "4" / "traverse.png").exists()
+    assert name != "3dchairs" or (runs.outputs("run") / "4" / "traverse.png").exists()
     assert dataset.default_distribution(name) == distribution
     other = {"gaussian": "bernoulli", "bernoulli": "gaussian"}[distribution]
     assert f"dist {distribution} (now {other})" in runs.run("run", *flags, "--dist", other, status=1).stderr

@@ -43,7 +43,7 @@ def test_orientation_0_and_39_are_one_picture_and_the_set_has_its_size(dset_dir)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("damage", ["flipped bit", "cut short", "empty"])
+@pytest.mark.parametrize("damage", ["flipped bit", "cut short"])
 def test_a_damaged_array_is_drawn_again(dset_dir, tmp_path, damage, capsys):
     whole = (dset_dir / NAME).read_bytes()
     path, middle = tmp_path / NAME, len(whole) // 2
@@ -51,7 +51,6 @@ def test_a_damaged_array_is_drawn_again(dset_dir, tmp_path, damage, capsys):
         {
             "flipped bit": whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :],
             "cut short": whole[:middle],
-            "empty": b"",
         }[damage]
     )
     find_dsprites(tmp_path)
@@ -71,8 +70,7 @@ def test_another_drawing_than_the_reference_is_not_used(tmp_path, monkeypatch, c
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_while_the_set_is_written_leaves_no_file(tmp_path, number):
+def test_a_signal_while_the_set_is_written_leaves_no_file(tmp_path):
     code = (
         "import sys, time, numpy as np, pathlib\n"
         "from prepare import dsprites; from prepare.__main__ import main\n"
@@ -84,6 +82,6 @@ def test_a_signal_while_the_set_is_written_leaves_no_file(tmp_path, number):
     process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
     wait_for(tmp_path / "drawing", process)
     assert len(list((tmp_path / "data").iterdir())) == 1
-    process.send_signal(number)
-    assert process.wait(30) == 128 + number
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == 143
     assert list((tmp_path / "data").iterdir()) == []

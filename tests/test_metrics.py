@@ -277,25 +277,6 @@ def test_mig_and_modularity_are_their_definitions():
     assert modularity(codes, factors) == pytest.approx(sum(parts) / len(parts))
 
 
-def test_mig_and_modularity_by_hand():
-    # z_0 is a; z_1 is b but for one row in four, in which it is the other value.
-    factors = np.array([[0, 0], [0, 1], [1, 0], [1, 1]] * 2)
-    codes = np.array([[a, b] for a, b in factors], dtype=float)
-    codes[1, 1], codes[6, 1] = 0, 1
-    # I(z_0; a) = ln 2, I(z_0; b) = 0; z_1 agrees with b in 6 of 8 rows, 3 of each value: I = ln 2 - H(1/4).
-    h = -(0.25 * math.log(0.25) + 0.75 * math.log(0.75))
-    information = [[math.log(2), 0], [0, math.log(2) - h]]
-    by_hand = mutual_information(codes, factors)
-    assert by_hand[0] == pytest.approx(information[0], abs=1e-12)
-    assert by_hand[1, 1] == pytest.approx(information[1][1])
-    rest = by_hand[1, 0]  # it agrees with a as often as with b, since both changed rows moved towards a
-    assert rest == pytest.approx(math.log(2) - h)
-    assert mig(codes, factors) == pytest.approx(
-        ((math.log(2) - rest) + (math.log(2) - h)) / (2 * math.log(2))
-    )
-    assert modularity(codes, factors) == pytest.approx((1 + 0) / 2)
-
-
 def draw(rng):
     return [rng.randrange(size) for size in SIZES]
 
@@ -334,24 +315,6 @@ def test_higgins_is_its_definition():
             [higgins(codes, FACTORS, seed, exclude, train=1000, test=500, batch=16) for seed in range(8)]
         )
         assert 0.5 < slow < 0.97 and fast == pytest.approx(slow, abs=0.04)
-
-
-def test_higgins_shows_its_classifier_the_mean_absolute_differences(monkeypatch):
-    seen = []
-
-    class Spy(LogisticRegression):
-        def fit(self, x, y):
-            seen.append((x, y))
-            return super().fit(x, y)
-
-    monkeypatch.setattr("sklearn.linear_model.LogisticRegression", Spy)
-    higgins(FACTORS, FACTORS, train=900, test=100, batch=64)
-    ((x, y),) = seen
-    assert x.shape == (900, 4)
-    for k in range(4):
-        assert (x[y == k, k] == 0).all() and 180 < (y == k).sum() < 270
-        # The mean distance of two draws of n values is (n^2 - 1) / 3n.
-        assert x[y != k, k].mean() == pytest.approx((SIZES[k] ** 2 - 1) / (3 * SIZES[k]), rel=0.02)
 
 
 def literal_factor_vae(codes, rng, n, batch):
@@ -550,26 +513,6 @@ def test_the_full_level_and_the_defaults_are_the_published_settings(name, large,
     assert {key: full["settings"][name][key] for key in settings} == settings
 
 
-@pytest.mark.parametrize(
-    "name, other",
-    [
-        ("higgins", dict(batch=63)),
-        ("higgins", dict(train=9_999)),
-        ("higgins", dict(exclude=(0,))),
-        ("factor_vae", dict(dead=0.5)),
-        ("factor_vae", dict(batch=63)),
-        ("factor_vae", dict(variance_points=9_000)),
-        ("mig", dict(bins=19)),
-        ("mig", dict(points=9_999)),
-        ("modularity", dict(bins=19)),
-        ("sap", dict(train=9_000)),
-    ],
-)
-def test_other_settings_would_give_another_score(name, other, large, full):
-    function, settings = PUBLISHED[name]
-    assert function(*large, 0, **{**settings, **other}) != full[name]
-
-
 def test_the_paper_leaves_shape_out(large, full):
     assert full["higgins_paper"] == higgins(*large, 0, (0,), 10_000, 5_000, 64) != full["higgins"]
 
@@ -594,8 +537,6 @@ def test_the_fast_level_leaves_dci_out_and_draws_half_as_many_points(large, full
     fast = score(codes, torch.zeros_like(codes), factors, "fast")
     assert list(fast) == KEYS + ["settings"] and fast["dci_completeness"] is fast["settings"]["dci"] is None
     assert fast["higgins"] == higgins(codes, factors, 0, (), 5_000, 2_500, 64)
-    assert fast["factor_vae"] == factor_vae(codes, factors, 0, 5_000, 2_500)
-    assert fast["sap"] == sap(codes, factors, 0, 5_000, 2_500)
     assert (fast["mig"], fast["modularity"]) == (full["mig"], full["modularity"])
 
 

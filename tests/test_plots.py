@@ -65,8 +65,6 @@ def test_active_latents_come_by_kl_and_the_others_are_counted_in_words():
 
 
 def test_a_latent_is_named_after_the_factor_it_is_most_informative_about_and_an_inactive_one_after_none():
-    information = np.array([[0.9, 0.3], [0.0, 0.5], [0.0, 0.0]])
-    assert pictures.top_factor(information, ("a", "b")) == [("a", pytest.approx(0.75)), ("b", 1), None]
     assert pictures.label(1, KLD, FACTORS) == "posX  93 %\nz_1  3.00 nats"
     assert pictures.label(1, KLD, None) == pictures.label(1, KLD, [None] * 3) == "z_1  3.00 nats"
     assert pictures.label(2, KLD, [("posY", 0.9)] * 3) == "z_2  0.00 nats"

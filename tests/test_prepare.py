@@ -182,9 +182,11 @@ def slow_folder(path):
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-@pytest.mark.parametrize("command", ["prepare", "main.py"])
-def test_an_interrupted_preparation_leaves_the_old_set_and_starts_again(tmp_path, number, command):
+@pytest.mark.parametrize(
+    "command, number",
+    [("prepare", signal.SIGINT), ("prepare", signal.SIGKILL), ("main.py", signal.SIGTERM)],
+)
+def test_an_interrupted_preparation_leaves_the_old_set_and_starts_again(tmp_path, command, number):
     folder = slow_folder(tmp_path / "in")
     old = {"folder_64x64.npy": b"old", "folder_64x64.json": b"[old"}
     write_folder(folder, old)
