@@ -19,8 +19,6 @@ scikit-learn is imported where it is needed: it would add a second to the start 
 """
 
 import math
-import threading
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -215,27 +213,20 @@ def dci(codes, factors, seed=0, train=10_000, test=5_000, jobs=None):
     jobs: factors that are fitted at once, without all; it does not change the result.
     Returns {"disentanglement", "completeness", "informativeness"}; perfect codes get 1 each.
     """
+    from joblib import Parallel, delayed
+
     x, y, x_test, y_test = split(*checked(codes, factors), train, test, seed)
     labels = [np.unique(column, return_inverse=True) for column in y.T]  # values, and their places
-    trees, stop = BOOSTING["n_estimators"] * sum(len(values) for values, _ in labels), threading.Event()
-    with progress(total=trees, desc="DCI", unit="tree") as bar, ThreadPoolExecutor(jobs) as pool:
 
-        def fit(k):
-            values, places = labels[k]
+    def fit(k):
+        values, places = labels[k]
+        importance, found = boosted_trees(x, places, x_test, **BOOSTING, seed=seed)
+        return importance, (values[found] == y_test[:, k]).mean()
 
-            def step():
-                bar.update(len(values))
-                if stop.is_set():
-                    raise InterruptedError
-
-            importance, found = boosted_trees(x, places, x_test, **BOOSTING, seed=seed, step=step)
-            return importance, (values[found] == y_test[:, k]).mean()
-
-        try:
-            longest_first = sorted(range(len(labels)), key=lambda k: -len(labels[k][0]))
-            importance, accuracy = zip(*pool.map(fit, longest_first))  # the scores do not depend on the order
-        finally:
-            stop.set()  # or Ctrl-C would wait for threads that go on
+    # The longest first; the scores do not depend on the order. Its threads end with the program, also on Ctrl-C.
+    order = sorted(range(len(labels)), key=lambda k: -len(labels[k][0]))
+    fits = Parallel(jobs or -1, prefer="threads", return_as="generator")(delayed(fit)(k) for k in order)
+    importance, accuracy = zip(*progress(fits, total=len(order), desc="DCI", unit="factor"))
     disentanglement, completeness = importance_scores(np.array(importance).T)
     accuracy = float(np.mean(accuracy))
     return dict(disentanglement=disentanglement, completeness=completeness, informativeness=accuracy)

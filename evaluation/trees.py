@@ -9,11 +9,11 @@ import numpy as np
 SAME = 1e-7  # values of a feature that lie closer than this cannot be told apart, as in scikit-learn
 
 
-def boosted_trees(x, y, x_test, n_estimators, learning_rate, max_depth, seed=0, step=lambda: None):
+def boosted_trees(x, y, x_test, n_estimators, learning_rate, max_depth, seed=0):
     """Gradient boosting, Friedman (2001), Algorithms 5 and 6: trees of exact splits on the gradient of the log likelihood.
 
     x: (N, F); y: labels 0 .. K - 1, (N,); x_test: (M, F); seed: breaks ties of features, as scikit-learn's does, for
-    other numbers; step: called after each round, a tree for each class (for two classes one tree).
+    other numbers.
     Returns each feature's share of all decrease of squared error, (F,), and the labels of x_test, (M,).
     """
     x, x_test = x.astype(np.float32).T.copy(), x_test.astype(np.float32).T.copy()  # F, N and F, M
@@ -35,7 +35,6 @@ def boosted_trees(x, y, x_test, n_estimators, learning_rate, max_depth, seed=0, 
                 value = shrinkage * slope / bend if bend > 1e-150 * len(rows) else 0.0  # one step of Newton's
                 raw[rows, t] += value
                 raw_test[rows_test, t] += value
-        step()
     labels = raw_test.argmax(axis=1) if classes > 2 else (raw_test[:, 0] > 0).astype(int)
     return decrease / (decrease.sum() or 1), labels
 

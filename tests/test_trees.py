@@ -49,13 +49,6 @@ def test_features_without_two_values_are_never_split():
     assert importance.tolist() == [1.0, 0.0] and labels.tolist() == [0, 0, 0]
 
 
-def test_a_round_is_told_of():
-    count = []
-    x, y = rows(60, 3)
-    boosted_trees(x, y, x, 4, 0.1, 2, step=lambda: count.append(1))
-    assert len(count) == 4
-
-
 def test_a_copy_of_a_feature_gets_half_of_its_importance():
     x, y = rows(300, 3)
     importance, _ = boosted_trees(x[:, [0, 0, 4]], y, x[:, [0, 0, 4]], 30, 0.1, 3)
