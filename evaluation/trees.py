@@ -1,4 +1,4 @@
-"""The boosted trees of scikit-learn's GradientBoostingClassifier, equal to rounding, in a fraction of its time.
+"""The boosted trees of scikit-learn's GradientBoostingClassifier, equal but for ties, in a fraction of its time.
 
 scikit-learn sorts each feature at each node anew; of codes, 10,000 numbers no two of which are equal, that is nearly all it
 does. Here each is sorted once and the order is handed down. Histograms would be quicker still, but another model.

@@ -53,3 +53,9 @@ def test_a_copy_of_a_feature_gets_half_of_its_importance():
     x, y = rows(300, 3)
     importance, _ = boosted_trees(x[:, [0, 0, 4]], y, x[:, [0, 0, 4]], 30, 0.1, 3)
     assert importance[0] == pytest.approx(importance[1], rel=0.5) and importance[2] < importance[:2].min()
+
+
+def test_a_split_lies_halfway_between_two_values():
+    x, y = np.array([[0.0], [0.0], [1.0], [1.0]]), np.array([0, 0, 1, 1])
+    _, labels = boosted_trees(x, y, np.array([[0.49], [0.5], [0.51]]), 3, 0.5, 1)
+    assert labels.tolist() == [0, 0, 1]
