@@ -55,10 +55,18 @@ def make_parser():
         help="iterations in which C goes from C_start to C_max; 1e5 (Burgess et al.)")
     add("--delta", type=float, default=0.0,
         help="nats within which the bars of |KL - C| are rounded off in objective B; 0: not (Burgess et al.)")
+    add("--restart_iter", type=count, default=20_000,
+        help="iteration at which objective restart draws the encoder anew and goes from B to TC")
+    add("--restart_beta", type=float, default=0.5, help="weight of the KL right after the restart")
+    add("--weak_iters", type=count, default=9000, help="iterations for which it stays there")
+    add("--rise_iters", type=count, default=8000,
+        help="iterations in which the weight of the KL then goes to 1, that of the total correlation to beta")
     add("--optimizer", choices=CHOICES["optimizer"], default="adam",
         help="adam; adagrad on dSprites in Higgins et al.")
     add("--lr", type=float, default=1e-4,
         help="learning rate; Higgins et al.: 1e-4 (chairs, CelebA), 1e-2 with adagrad (dSprites); Burgess et al.: 5e-4")
+    add("--lr_start_iter", type=count, default=0, help="iteration at which the learning rate starts to fall (cosine)")
+    add("--lr_stop_iter", type=count, default=0, help="iteration at which it has fallen to a hundredth; 0: constant")
     add("--beta1", type=float, default=0.9, help="decay of Adam's first moment, per iteration")
     add("--beta2", type=float, default=0.999, help="decay of Adam's second moment, per iteration")
 

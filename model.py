@@ -57,10 +57,10 @@ class BetaVAE(nn.Module):
         return self.decoder(z).float()
 
     def forward(self, x, generator=None):
-        """x (B, nc, 64, 64) -> x_recon (logits, as x), mu, logvar (B, z_dim); z is sampled once."""
+        """x (B, nc, 64, 64) -> x_recon (logits, as x), mu, logvar, z (B, z_dim); z is sampled once."""
         mu, logvar = self.encode(x)
-        x_recon = self.decode(reparameterise(mu, logvar, generator))
-        return x_recon, mu, logvar
+        z = reparameterise(mu, logvar, generator)
+        return self.decode(z), mu, logvar, z
 
 
 class BetaVAE_H(BetaVAE):

@@ -1,6 +1,7 @@
 """One run: the objectives of both papers, the training loop, checkpoints, and when to draw."""
 
 import json
+import math
 import os
 import shutil
 from pathlib import Path
@@ -18,6 +19,7 @@ from training.log import Log
 from training.run import StopSignals
 from training.settings import defining_flags, fault_of_flags, saved_flags
 from utils import (
+    ACTIVE,
     UserError,
     atomic_file,
     epoch_order,
@@ -77,6 +79,36 @@ def objective_B(recon_loss, total_kld, gamma, C, delta=0.0):
     return recon_loss + gamma * bars
 
 
+def total_correlation(z, mu, logvar):
+    """KL(q(z) || prod_j q(z_j)) of the batch's aggregate posterior, in nats (Chen et al., 2018, eq. 2).
+
+    z, mu, logvar: (B, z_dim), z one sample of each posterior; q(z) is the mean of the batch's B posteriors. With so few of them
+    the estimate is far too high, but by what hardly depends on the weights: its gradient is that of Chen et al., eq. S6.
+    """
+    log_q = -0.5 * (
+        math.log(2 * math.pi) + logvar + (z[:, None] - mu) ** 2 / logvar.exp()
+    )  # B of z, B of q, z_dim
+    log_B = math.log(len(z))
+    return ((log_q.sum(2).logsumexp(1) - log_B) - (log_q.logsumexp(1) - log_B).sum(1)).mean()
+
+
+def objective_TC(recon_loss, total_kld, tc, beta, alpha=1.0):
+    """Chen et al. (2018), eq. 4, negated: beta weighs the total correlation, alpha the rest of the KL (1 in the paper)."""
+    return recon_loss + alpha * total_kld + (beta - alpha) * tc
+
+
+def restart_weights(step, restart_iter, restart_beta, weak_iters, rise_iters, beta):
+    """alpha and beta of objective_TC after the restart: both restart_beta for weak_iters, then up to 1 and beta."""
+    rise = min(1, max(0, step - restart_iter - weak_iters) / rise_iters)
+    return restart_beta ** (1 - rise), restart_beta + (beta - restart_beta) * rise
+
+
+def learning_rate(step, lr, start, stop):
+    """lr up to start, then half a cosine down to lr / 100 at stop; stop 0: constant."""
+    rest = min(1, max(0, step - start) / (stop - start)) if stop else 0
+    return lr * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * rest)))
+
+
 def normalised_beta(beta, z_dim, pixels):
     """beta * M / N of M latents and N values of an image (Higgins et al., 2017, Appendix A.6): compares data sets."""
     return beta * z_dim / pixels
@@ -105,6 +137,9 @@ class Solver:
     def __init__(self, args):
         self.args = args
         self.device = find_device(args.cuda)
+        torch.set_flush_denormal(
+            True
+        )  # late in a run 2 % of the gradient is denormal, on which CPUs are slow
         if args.threads:
             torch.set_num_threads(args.threads)
         if self.device.type == "cuda":  # TensorFloat-32: products of 10-bit mantissas, sums in float32
@@ -160,6 +195,8 @@ class Solver:
         self.prepare_outputs()
         with StopSignals() as stop, self.progress_bar() as bar:
             while self.iter < args.max_iter and not stop.received:
+                if args.objective == "restart" and self.iter == args.restart_iter:
+                    self.restart_encoder()
                 self.iter += 1
                 x = self.data.batch(self.next_indices())  # B, C, 64, 64
                 self.training_step(x)
@@ -187,19 +224,51 @@ class Solver:
         """One step of the optimiser on the objective of x, a batch of images (B, C, 64, 64)."""
         args = self.args
         with torch.autocast(self.device.type, torch.bfloat16, enabled=args.precision == "bf16"):
-            x_recon, mu, logvar = self.net(x, self.noise)  # float32, whatever the precision inside
+            x_recon, mu, logvar, z = self.net(x, self.noise)  # float32, whatever the precision inside
         recon_loss = reconstruction_loss(x, x_recon, self.distribution)
         total_kld, latent_kld, mean_kld = kl_divergence(mu, logvar)
         C = capacity(self.iter, args.C_max, args.C_stop_iter, args.C_start)
         if args.objective == "H":
             loss = objective_H(recon_loss, total_kld, args.beta)
-        else:
+        elif args.objective == "B" or args.objective == "restart" and self.iter <= args.restart_iter:
             loss = objective_B(recon_loss, total_kld, args.gamma, C, args.delta)
+        else:
+            alpha, beta = 1.0, args.beta
+            if args.objective == "restart":
+                alpha, beta = restart_weights(
+                    self.iter,
+                    args.restart_iter,
+                    args.restart_beta,
+                    args.weak_iters,
+                    args.rise_iters,
+                    args.beta,
+                )
+            loss = objective_TC(recon_loss, total_kld, total_correlation(z, mu, logvar), beta, alpha)
+        for group in self.optim.param_groups:
+            group["lr"] = learning_rate(self.iter, args.lr, args.lr_start_iter, args.lr_stop_iter)
 
         self.optim.zero_grad()
         loss.backward()
         self.optim.step()
         self.accumulate(loss, recon_loss, total_kld, mean_kld, C, latent_kld, mu, logvar)
+
+    @torch.no_grad()
+    def restart_encoder(self):
+        """Draws the encoder anew, the decoder's weights of inactive latents, and forgets the optimiser's averages.
+
+        The decoder keeps its axes and teaches them to the new encoder; the latents that were not in use start afresh.
+        """
+        inactive = torch.tensor(self.latent_kld(), device=self.device) < ACTIVE  # z_dim
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(stream_seed(self.args.seed, "restart"))
+            fresh = MODELS[self.args.model](self.args.z_dim, self.data.channels)
+        self.net.encoder.load_state_dict(fresh.encoder.state_dict())
+        first = self.net.decoder[0].weight  # features, z_dim
+        first[:, inactive] = fresh.decoder[0].weight.to(self.device)[:, inactive]
+        self.optim.state.clear()
+        tqdm.write(
+            f"[{self.iter:,}] encoder restarted; {int(inactive.sum())} of {len(inactive)} latents were inactive"
+        )
 
     @torch.no_grad()
     def accumulate(self, loss, recon_loss, total_kld, mean_kld, C, latent_kld, mu, logvar):

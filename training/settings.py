@@ -7,11 +7,29 @@ from dataset import DATASETS, MOST_WORKERS, default_distribution
 from model import MODELS
 
 # from 1 on
-WHOLE = ["max_iter", "batch_size", "z_dim", "C_stop_iter", "gather_step", "display_step", "save_step"]
+WHOLE = [
+    "max_iter",
+    "batch_size",
+    "z_dim",
+    "C_stop_iter",
+    "weak_iters",
+    "rise_iters",
+    "gather_step",
+    "display_step",
+    "save_step",
+]
 RULES = (  # for numbers among the flags: which, what must hold, and that in words
     (WHOLE, lambda v: v >= 1, "at least 1"),
-    (["seed", "threads", "num_workers"], lambda v: v >= 0, "at least 0"),
-    (["beta", "gamma", "C_start", "C_max", "delta"], lambda v: 0 <= v < math.inf, "a number of at least 0"),
+    (
+        ["seed", "threads", "num_workers", "restart_iter", "lr_start_iter", "lr_stop_iter"],
+        lambda v: v >= 0,
+        "at least 0",
+    ),
+    (
+        ["beta", "gamma", "C_start", "C_max", "delta", "restart_beta"],
+        lambda v: 0 <= v < math.inf,
+        "a number of at least 0",
+    ),
     (["lr"], lambda v: 0 < v < math.inf, "a number above 0"),
     (["beta1", "beta2"], lambda v: 0 <= v < 1, "at least 0 and below 1"),
     (["viz_port"], lambda v: 1 <= v <= 65535, "a port, 1 to 65535"),
@@ -32,18 +50,47 @@ def broken_rule(flags, rules=RULES):
     return None
 
 
-CHOICES = {"objective": ["H", "B"], "optimizer": ["adam", "adagrad"], "dist": ["bernoulli", "gaussian"]}
+CHOICES = {
+    "objective": ["H", "B", "TC", "restart"],
+    "optimizer": ["adam", "adagrad"],
+    "dist": ["bernoulli", "gaussian"],
+}
 SETTINGS = {  # flags that count with one optimiser, or one objective, only
     "adam": ["beta1", "beta2"],
     "adagrad": [],
     "H": ["beta"],
     "B": ["gamma", "C_start", "C_max", "C_stop_iter", "delta"],
+    "TC": ["beta"],
+    "restart": [
+        "beta",
+        "gamma",
+        "C_start",
+        "C_max",
+        "C_stop_iter",
+        "delta",
+        "restart_iter",
+        "restart_beta",
+        "weak_iters",
+        "rise_iters",
+    ],
 }
 
 
 def defining_flags(args):
     """The flags that make a run what it is, as a dict: with others, it is another run."""
-    names = ["dataset", "dist", "model", "objective", "z_dim", "optimizer", "lr", "batch_size", "seed"]
+    names = [
+        "dataset",
+        "dist",
+        "model",
+        "objective",
+        "z_dim",
+        "optimizer",
+        "lr",
+        "lr_start_iter",
+        "lr_stop_iter",
+        "batch_size",
+        "seed",
+    ]
     names += SETTINGS[args.optimizer] + SETTINGS[args.objective]
     return {
         **{name: getattr(args, name) for name in names},
@@ -54,7 +101,15 @@ def defining_flags(args):
 def saved_flags(arguments):
     """The flags in a checkpoint, a dict, as a namespace; those that came later have the values it was made with."""
     return argparse.Namespace(
-        **{"optimizer": "adam", "dist": None, "C_start": 0.0, "delta": 0.0, **arguments}
+        **{
+            "optimizer": "adam",
+            "dist": None,
+            "C_start": 0.0,
+            "delta": 0.0,
+            "lr_start_iter": 0,
+            "lr_stop_iter": 0,
+            **arguments,
+        }
     )
 
 
