@@ -20,9 +20,11 @@ def dset_dir(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def small_sample(monkeypatch):
+def small_sample():
     """Pictures name latents from 300 images, which saves two seconds a picture."""
-    monkeypatch.setattr("evaluation.metrics.SAMPLE", 300)
+    with pytest.MonkeyPatch.context() as patch:  # of its own: a test may undo the others
+        patch.setattr("evaluation.metrics.SAMPLE", 300)
+        yield
 
 
 @pytest.fixture

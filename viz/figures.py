@@ -142,8 +142,8 @@ def curves(log_path, path):
         recon.yaxis.set_minor_formatter("{x:.0f}")
         recon.grid(alpha=0.3)
         total.plot(x, log["total_kld"], color="black", label="total", marker=mark(x))
-        if not np.isnan(log["C"]).all():
-            total.plot(x, log["C"], color="black", linestyle="--", label="C")
+        if not np.isnan(C := log.get("C", math.nan)).all():
+            total.plot(x, C, color="black", linestyle="--", label="C")
         latent_lines(total, x, kld, kld[-1])
         total.set(title="KL from the prior")
         total.legend(ncols=2, fontsize="small")
@@ -160,7 +160,7 @@ def capacity(log_path, top_factor, path, iteration, restarted=()):
     count = sum(i <= iteration for i in log["iter"])
     if count:
         log = {name: values[:count] for name, values in log.items()}
-        latent_kl(log["iter"], latents(log, "kld"), path, log["C"], top_factor, restarted)
+        latent_kl(log["iter"], latents(log, "kld"), path, log.get("C", ()), top_factor, restarted)
 
 
 def latent_kl(iterations, kld, path, C=(), top_factor=None, restarted=()):
