@@ -136,7 +136,7 @@ def test_the_animation_goes_there_and_back_and_loops(tmp_path, latents, channels
         assert frame[y, int(x)] == pytest.approx(255 * step / 18, abs=8)
 
 
-@pytest.mark.parametrize("latents, channels", [(10, 1), (32, 3)])
+@pytest.mark.parametrize("latents, channels", [(10, 1), pytest.param(32, 3, marks=pytest.mark.slow)])
 def test_animations_of_rich_images_stay_under_a_megabyte(tmp_path, latents, channels):
     generator = torch.Generator().manual_seed(1)
     ends = torch.rand(2, latents, 1, channels, 16, 16, generator=generator)

@@ -273,23 +273,6 @@ def test_memory_that_runs_out_is_no_fault_of_an_image(tmp_path, monkeypatch, cap
     assert "fewer --num_workers, down to 0" in error and not (NAMES & {p.name for p in tmp_path.iterdir()})
 
 
-def test_without_asserts_the_array_is_the_same(tmp_path):
-    source = write_zip(tmp_path / "in.zip", FILES)
-    command = [
-        sys.executable,
-        "-O",
-        "-m",
-        "prepare",
-        "celeba",
-        "--archive",
-        source,
-        "--dset_dir",
-        tmp_path / "O",
-    ]
-    subprocess.run(list(map(str, command)), cwd=ROOT, check=True, capture_output=True)
-    assert (prepared(tmp_path / "O")[0] == prepared(tmp_path, source)[0]).all()
-
-
 # What it says.
 
 
@@ -319,13 +302,6 @@ def test_names_that_the_console_cannot_print_are_escaped(tmp_path):
         assert done.returncode == status and b"Traceback" not in output
         assert b"\\u732b\\x1b[3" in output and not {0x1B, 0x07} & set(output)
     assert (folder / "folder_64x64.npy").exists()
-
-
-def test_a_closed_stderr_changes_nothing(tmp_path):
-    source = write_zip(tmp_path / "in.zip", FILES)
-    command = f"{sys.executable} -m prepare celeba --archive {source} --dset_dir {tmp_path} 2>&-"
-    subprocess.run(command, shell=True, cwd=ROOT, check=True)
-    assert len(prepared(tmp_path)[0]) == 4
 
 
 @pytest.mark.parametrize(

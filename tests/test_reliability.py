@@ -346,11 +346,14 @@ def test_no_space_is_one_line_with_the_file_and_the_run_goes_on_from_its_checkpo
     assert "resumed at iteration 20" in copied.run("run", "--max_iter 24 --save_output no").stdout
 
 
-def test_folders_that_cannot_be_are_one_line(runs):
+def test_folders_that_cannot_be_are_named(runs):
     (runs.folder / "file").write_text("")
-    for flag in ("--output_dir", "--ckpt_dir", "--dset_dir"):
-        error = runs.refused("run", flag, runs.folder / "file" / "below")
+    below = runs.folder / "file" / "below"
+    for flag in ("--output_dir", "--ckpt_dir"):
+        error = runs.refused("run", flag, below)
         assert "Not a directory" in error and str(runs.folder / "file") in error
+    error = runs.run("run", "--dset_dir", below, status=1).stderr
+    assert error.startswith(f"main.py: {below} cannot be written to") and "Traceback" not in error
 
 
 def test_folders_that_are_removed_during_a_run_are_written_again(runs):
