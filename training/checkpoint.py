@@ -82,8 +82,11 @@ class Checkpoints:
                 print(f"{error}: taking the newest of the others")
                 continue
             if path.name == "last":
-                break
-        if paths and not newest:
+                return newest
+            used = path
+        if newest:
+            print(f"using checkpoint {used} of iteration {newest['iter']}")
+        elif paths:
             lose = "to start afresh and lose them: --ckpt_name none --overwrite True"
             raise UserError(f"no checkpoint in {self.folder} can be read; {lose}")
         return newest
