@@ -41,7 +41,7 @@ from model import MODELS, ConvTranspose2d, load_model
 from solver import Solver
 from utils import UserError, atomic_file, count, progress, run_cli, versions
 
-TRAINED = Path(__file__).resolve().parent / "misc/dsprites_B_rounded.pt"
+TRAINED = Path(__file__).resolve().parent / "misc/dsprites_B_smoothed.pt"
 ROWS = (  # weights, loop, whether denormal numbers are flushed
     ("fresh", "plain", False),
     ("fresh", "Solver", True),

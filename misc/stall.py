@@ -1,8 +1,8 @@
 """What stalls objective B, seen at the weights of a checkpoint (misc/capacity.md).
 
     python -m misc.stall checkpoints/dsprites_B/last
-    python -m misc.stall --batches 200 misc/dsprites_B_rounded.pt
-    python -m misc.stall --told 3000 misc/dsprites_B_rounded.pt
+    python -m misc.stall --batches 200 misc/dsprites_B_smoothed.pt
+    python -m misc.stall --told 3000 misc/dsprites_B_smoothed.pt
 
 Over some batches: mean and standard deviation of KL - C; of the slope of gamma |KL - C|; and the root mean square of
 that term's gradient over that of the reconstruction loss, on the encoder's weights, for the paper's bars and for those

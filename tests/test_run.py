@@ -497,7 +497,7 @@ def test_a_checkpoint_of_the_public_repository_is_drawn_and_trained_on(runs, old
 
 
 def test_weights_without_an_optimiser_are_drawn_but_not_trained_on(runs):
-    weights = ROOT / "misc" / "dsprites_B_rounded.pt"
+    weights = ROOT / "misc" / "dsprites_B_smoothed.pt"
     flags = "--batch_size 64 --lr 5e-4 --delta 1 --max_iter 200000"
     assert "weights without an optimiser" in runs.refused("run", "--ckpt_name", weights, flags)
     assert "pictures in" in runs.run("drawn", "--train False", "--ckpt_name", weights).stdout
@@ -552,7 +552,7 @@ def test_denormals_are_flushed_in_every_thread_of_a_program(runs, dset_dir):
 
 @pytest.mark.slow
 def test_the_weights_that_come_with_the_repository_are_looked_into(runs, dset_dir):
-    weights = ROOT / "misc" / "dsprites_B_rounded.pt"
+    weights = ROOT / "misc" / "dsprites_B_smoothed.pt"
     told = subprocess.run(
         [
             sys.executable,
