@@ -142,9 +142,9 @@ NAMES = (  # rules as in training/settings.py
 )
 
 
-def parse(argv=None):
-    """Returns the flags as a namespace; invalid ones end the program with one line and status 2."""
-    parser = make_parser()
+def parse(argv=None, parser=None):
+    """Returns the flags as a namespace; invalid ones end the program with one line and status 2. parser: one with more flags."""
+    parser = parser or make_parser()
     args = parser.parse_args(argv)
     if broken := broken_rule(vars(args), (*RULES, *NAMES)):
         parser.error(f"--{broken[0]} must be {broken[1]}, not {getattr(args, broken[0])!r}")

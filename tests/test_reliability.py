@@ -38,6 +38,7 @@ def test_a_second_training_of_a_run_is_refused_by_the_pid_of_the_first_and_chang
     wait_for(runs.outputs("run") / "args.json", first)
     holder = f"pid {first.pid} on {os.uname().nodename}"
     other = runs.folder / "other"
+    first.send_signal(signal.SIGSTOP)  # it holds the lock, and writes nothing meanwhile
     try:
         before = files(runs.folder)
         for flags in (

@@ -404,7 +404,7 @@ def test_going_back_to_an_older_checkpoint_needs_overwrite_and_forgets_what_came
     runs.run("whole")
     runs.run("run")
     error = runs.refused("run", "--ckpt_name previous")
-    assert "--overwrite" in error and "to go on with them leave it out" in error
+    assert "--overwrite" in error and "leave it out to go on with them" in error
     for kept in ("20", "50000"):  # before and after where it goes back to
         shutil.copy(runs.checkpoint("run"), runs.checkpoint("run", kept))
     scores = runs.outputs("run") / "40" / "metrics.json"

@@ -73,11 +73,11 @@ class RunFolder:
             ):  # else it is prepared for nothing
                 raise UserError(f"checkpoint {name} is of the images in {images}: give --dset_dir {images}")
         elif others := other_settings(saved, args):
-            made = f"checkpoint {name}" if name != "last" else f"run {args.viz_name}"
-            raise UserError(
-                f"{made} was made with other settings: {', '.join(others)}; a new run needs another --viz_name, "
-                "or --ckpt_name none --overwrite True to lose this one"
-            )
+            made, then = f"checkpoint {name}", "it goes on with those only"
+            if name == "last":
+                made = f"run {args.viz_name}"
+                then = "a new run needs another --viz_name, or --ckpt_name none --overwrite True to lose this one"
+            raise UserError(f"{made} was made with other settings: {', '.join(others)}; {then}")
 
     def check_data(self, before, now):
         """UserError if the checkpoint was made with other images. before: None or "dSprites" in old ones, of dSprites."""
