@@ -323,9 +323,11 @@ class Dashboard:
 
 def serve(port):
     """Runs a visdom server for this machine; with browser files that were fetched before, no network is needed."""
-    from tornado import autoreload
-    from visdom.server import build, run_server
-
+    try:
+        from tornado import autoreload
+        from visdom.server import build, run_server
+    except ImportError:
+        raise UserError("visdom is not installed here: pip install -r requirements.txt") from None
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             logging.disable()  # a line for each of thirty files
