@@ -488,7 +488,7 @@ def test_ctrl_c_ends_a_run_soon_though_the_server_hangs(own_server, runs):
     began = time.time()
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 130 and "stopped at iteration" in output and "Traceback" not in output
-    assert time.time() - began < 10
+    assert time.time() - began < 20
 
 
 @pytest.mark.slow

@@ -104,9 +104,7 @@ def test_killed_between_saving_and_drawing_the_pictures_are_drawn_by_the_next_ca
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "name, status", [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129), ("SIGUSR1", 138)]
-)
+@pytest.mark.parametrize("name, status", [("SIGINT", 130), ("SIGUSR1", 138)])
 def test_a_signal_saves_and_resume_gives_the_same_bytes(runs, name, status):
     flags = f"--max_iter 1000 --gather_step 7 --save_step 400 --batch_size 1 {NO_PICTURES}"
     runs.run("whole", flags)
