@@ -117,7 +117,7 @@ class Evaluator:
         kld, top_factor = self.name_latents(kld)
         x = self.data.batch(torch.tensor([*self.seed_images.values(), *self.reconstructed[:8].tolist()]))
         names = [f"{top[0]} {100 * top[1]:.0f} %" if top else "" for top in top_factor or ()]
-        explore.write_page(Path(path), self.net, x, self.net.encode(x)[0], kld, names, title)
+        explore.write_page(Path(path), self.net, x, self.net.encode(x)[0], kld, names or None, title)
 
     def score(self, level, folder, about=None, kld=None, draw=True):
         """Computes and prints every metric and writes metrics.json in folder, which is made; returns the scores.

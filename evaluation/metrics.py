@@ -9,12 +9,11 @@
 
 Definitions and settings are those of disentanglement_lib (Locatello et al., 2019), with every factor discrete. Scores
 lie in [0, 1], higher is better, except active_latents (a count) and total_correlation (nats). seed fixes all random draws.
+A metric's settings are its keyword arguments after seed.
 
 higgins and factor_vae look up images that share a factor's value, so their rows must be a full grid of factors, the
-last one fastest. The others take any sample. In dSprites, rotations by 0 and by 360 degrees are the same image and
-count as two values, as everywhere in the field.
-
-scikit-learn takes a second to import, so only the functions that need it import it.
+last one fastest; the others take any sample. In dSprites, rotations by 0 and by 360 degrees are the same image and
+count as two values, as everywhere in the field. scikit-learn takes a second to import: only what needs it imports it.
 """
 
 import math
@@ -28,9 +27,9 @@ from utils import ACTIVE, progress
 LEVELS = ("none", "fast", "full")
 SAMPLE = 10_000  # images from which a latent's mutual information is estimated
 
-# Settings of each metric are its keyword arguments; these are the classifiers'. max_iter is enough to converge.
+# Settings of the classifiers; max_iter is enough to converge.
 LOGISTIC = dict(solver="lbfgs", C=1.0, tol=1e-4, max_iter=5000)
-# One-vs-rest with squared hinge loss. The primal and the dual have the same solution; the primal solver uses no chance.
+# One-vs-rest, squared hinge loss. Primal and dual have the same solution, but the dual solver is random.
 SVM = dict(C=0.01, class_weight="balanced", dual=False, tol=1e-4, max_iter=5000)
 BOOSTING = dict(n_estimators=100, learning_rate=0.1, max_depth=3)
 
@@ -91,8 +90,8 @@ def checked(codes, factors):
 def split(codes, factors, train, test, seed):
     """Draws train and test rows without replacement: x, y, x_test, y_test.
 
-    If there are fewer than train + test, all rows are used, in that proportion. (disentanglement_lib draws with
-    replacement, which makes no difference where there are many more rows.)
+    Of fewer than train + test rows, all are used, in that proportion. (disentanglement_lib draws with replacement,
+    which makes little difference if there are many more.)
     """
     rows = np.random.default_rng(seed).permutation(len(codes))[: train + test]
     cut = len(rows) * train // (train + test)
@@ -126,12 +125,11 @@ def share_factor(rows, like, k, sizes):
 def higgins(codes, factors, seed=0, *, exclude=(), train=10_000, test=5_000, batch=64):
     """Higgins et al. (2017), Sec. 3: can a linear classifier tell which factor was kept fixed?
 
-    A point: draw a factor y; for l = 1 .. batch draw two images that share factor y and nothing else by design;
-    z_diff = 1/batch sum_l |z_1l - z_2l|, (z,). The score is the test accuracy of a logistic regression from z_diff to y.
+    A point: draw a factor y, and batch pairs of images that share its value, with the other factors independent;
+    z_diff = mean over pairs of |z_1 - z_2|, (z,). The score is the test accuracy of a logistic regression z_diff -> y.
 
     exclude: factors that are never kept fixed. (0,), shape in dSprites, is the paper's metric; () is disentanglement_lib's.
-    Chance is 1 / (number of candidates for y). A lenient metric: rotated latents score high too, as long as each
-    factor leaves its own trace in z_diff.
+    Chance is 1 / (number of candidates for y). Lenient: rotated latents score high if factors differ in their z_diff.
     """
     from sklearn.linear_model import LogisticRegression
 
@@ -151,11 +149,9 @@ def factor_vae(
 ):
     """Kim & Mnih (2018), Sec. 4: does the latent that varies least identify the factor kept fixed?
 
-    A point: draw a factor k and batch images that share its value; d = argmin_j Var(z_j in the batch) / Var(z_j),
-    the latter from variance_points images (both unbiased). The classifier is the majority vote of the train points:
-    d -> the k most often seen with it; the score is its accuracy on the test points.
-
-    Latents of standard deviation under dead are left out; 0 if none is left. A constant or random code gets about 1 / K.
+    A point: draw a factor k, and batch images that share its value; d = argmin_j Var(z_j in the batch) / Var(z_j), with
+    the denominator from variance_points images. The score is the test accuracy of the majority vote of train points,
+    d -> the most frequent k. Latents of standard deviation under dead are left out; 0 if none is left. Chance is 1 / K.
     """
     codes, factors = checked(codes, factors)
     sizes = grid_sizes(factors)
@@ -166,11 +162,10 @@ def factor_vae(
     if not len(active):
         return 0.0
     codes, variance = codes[:, active], variance[active]
-
     k = rng.integers(len(sizes), size=train + test)
     rows = rng.integers(len(codes), size=(train + test, batch))
     rows = share_factor(rows, rows[:, :1], k[:, None], sizes)
-    d = np.array([np.argmin(codes[batch].var(axis=0, ddof=1) / variance) for batch in rows])
+    d = np.array([np.argmin(codes[local].var(axis=0, ddof=1) / variance) for local in rows])
     votes = np.zeros((len(sizes), len(active)))  # K, active z
     np.add.at(votes, (k[:train], d[:train]), 1)
     majority = votes.argmax(axis=0)  # the factor of each latent
@@ -180,11 +175,9 @@ def factor_vae(
 def sap(codes, factors, seed=0, *, train=10_000, test=5_000):
     """Kumar et al. (2018), Sec. 3, Separated Attribute Predictability: mean_k (S_1k - S_2k).
 
-    S_1k and S_2k are the highest and second highest S_jk over latents j, and S_jk is the test accuracy of a linear
-    support vector machine that predicts factor k from latent j alone.
-
-    A linear classifier on one latent separates few of 32 values, so perfect codes of dSprites get only 0.18 (each
-    latent in [0, 1]) or 0.25 (standard deviation 1: the regularised SVM depends on scale).
+    S_1k and S_2k are the highest and second highest S_jk over latents j; S_jk is the test accuracy of a linear support
+    vector machine that predicts factor k from latent j alone. It separates few of 32 values: perfect codes of dSprites
+    get only 0.18 (latents in [0, 1]) or 0.25 (standard deviation 1: the regularised machine depends on scale).
     """
     from sklearn.svm import LinearSVC
 
@@ -267,10 +260,9 @@ def entropy(factors):
 def mig(codes, factors, seed=0, *, points=10_000, bins=20):
     """Chen et al. (2018), Sec. 4.1, Mutual Information Gap: mean_k (I_1k - I_2k) / H(v_k).
 
-    I_1k and I_2k are the highest and second highest I(z_j; v_k) over latents j, from points images.
-
-    20 bins cannot separate 32 or 40 values: perfect codes of dSprites get about 0.90. Chen et al. themselves
-    integrate over q(z|x) and leave shape out, so their values are not comparable.
+    I_1k and I_2k are the highest and second highest I(z_j; v_k) over latents j, from points images. 20 bins cannot
+    separate 32 or 40 values: perfect codes of dSprites get about 0.90. Chen et al. themselves integrate over q(z|x) and
+    leave shape out, so their values are not comparable.
     """
     codes, factors, _, _ = split(*checked(codes, factors), points, 0, seed)
     ranked = np.sort(mutual_information(codes, factors, bins), axis=0)
@@ -297,9 +289,8 @@ def latent_information(mu, logvar, factors, bins=200):
     """I(z_j; v_k) in nats, (z, K), of a sampled latent z_j ~ q(z_j|x): 0 for a dead latent, at most its KL.
 
     mu, logvar: (N, z); factors: (N, K) of a random sample of images. p(z_j|v_k) is the mean of q(z_j|x) over images
-    with that v_k, in bins of equal width. 10,000 images of dSprites give it to within 0.02 nats.
-
-    MIG is defined by another estimator, bins of the means, in which even a dead latent may seem informative.
+    with that v_k, in bins of equal width. 10,000 images of dSprites give it to within 0.02 nats. (MIG is defined with
+    another estimator, bins of the means, in which even a dead latent may seem informative.)
     """
     mu, logvar = (torch.as_tensor(array, dtype=torch.float64) for array in (mu, logvar))
     factors = torch.as_tensor(factors)
@@ -362,8 +353,8 @@ def active_latents(mu, logvar, threshold=ACTIVE):
 def total_correlation(codes):
     """KL(N(m, S) || N(m, diag S)) in nats, with m and S the mean and covariance of codes (Locatello et al., 2019).
 
-    Equal to -1/2 log det of the correlation matrix; 0 for uncorrelated latents. Constant latents are left out.
-    Eigenvalues under 1e-6, about float32's precision, count as 1e-6, or linearly dependent latents would make it infinite.
+    Equals -1/2 log det of the correlation matrix. Constant latents are left out. Eigenvalues under 1e-6, about the
+    precision of float32, count as 1e-6: linearly dependent latents would make it infinite.
     """
     codes = np.asarray(codes, dtype=np.float64)
     codes = codes[:, codes.std(axis=0) > 1e-7]
@@ -392,7 +383,9 @@ def settings_of(level):
     "full": as published. "fast": no DCI, and half the points for classifiers. MIG and modularity keep theirs, as their
     bias depends on it; yet on the coarser grid MIG is higher, as 20 bins separate 16 positions and 20 orientations.
     """
-    settings = {name: {**metric.__kwdefaults__, **changed} for name, (metric, changed) in METRICS.items()}
+    settings = {
+        name: {**(metric.__kwdefaults__ or {}), **changed} for name, (metric, changed) in METRICS.items()
+    }
     if level == "fast":
         for each in settings.values():
             each |= {key: each[key] // 2 for key in ("train", "test") if key in each}
@@ -407,7 +400,7 @@ def score(mu, logvar, factors, level="full", seed=0):
     """
     scores, settings = {}, settings_of(level)
     for name, (metric, _) in progress(METRICS.items(), desc="metrics", unit="metric"):
-        value = metric(mu, factors, seed, **settings[name]) if settings[name] else None
+        value = metric(mu, factors, seed, **settings[name]) if settings[name] is not None else None
         if name == "dci":
             value = value or dict.fromkeys(("disentanglement", "completeness", "informativeness"))
             scores |= {f"dci_{part}": value[part] for part in value}

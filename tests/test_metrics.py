@@ -357,6 +357,12 @@ def test_other_scores_and_settings_of_both_levels(scored):
     assert (SAMPLE, ACTIVE) == (10_000, 0.01)
 
 
+def test_a_metric_without_settings_needs_only_its_name(monkeypatch):
+    monkeypatch.setattr(metrics, "METRICS", {"mine": (lambda codes, factors, seed: len(codes) / 360, {})})
+    for level in ("full", "fast"):
+        assert metrics.score(mixed(), 0 * mixed(), FACTORS, level)["mine"] == 1
+
+
 # Mutual information of sampled latents.
 
 
