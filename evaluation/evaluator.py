@@ -23,8 +23,7 @@ class Evaluator:
     """Evaluates net on the images of data; net may be trained further between calls.
 
     net: encode(x) -> mu, logvar and decode(z) -> logits; seed: chooses the images and the random code of pictures.
-
-    Methods that draw take kld, the KL of each latent in nats, which orders and labels latents; default: measured here.
+    Methods that draw take kld, the KL of each latent in nats, which orders and labels latents; default: measured.
     """
 
     @torch.no_grad()
@@ -42,11 +41,9 @@ class Evaluator:
     def check(self):
         """Raises UserError if the model cannot be scored."""
         if not self.data.factor_sizes:
-            raise UserError(
-                "this data set has no known factors, which scores need: train or draw without metrics"
-            )
+            raise UserError("scores need known factors, which this data set does not have: omit the metrics")
         if len(self.random_z) < 2:
-            raise UserError("scores need at least 2 latents: take more, or train or draw without metrics")
+            raise UserError("scores need at least 2 latents: use more, or omit the metrics")
 
     def quick_information(self):
         """KL of each latent, (z_dim,), and its mutual information with each factor, (z_dim, K), in nats. Takes about 2 s.
@@ -77,9 +74,11 @@ class Evaluator:
         folder.mkdir(parents=True, exist_ok=True)
         kld, top_factor = self.name_latents(kld)
         x = self.data.batch(torch.tensor(list(self.seed_images.values())))  # S, C, H, W
-        seeds, (z, _) = dict(zip(self.seed_images, x)), self.net.encode(x)
+        seeds = dict(zip(self.seed_images, x))
+        z, _ = self.net.encode(x)  # S, z_dim
         if not self.data.seed_images:
-            seeds["random"], z = None, torch.cat([z, self.random_z[None]])
+            seeds["random"] = None
+            z = torch.cat([z, self.random_z[None]])
         self.draw_traversals(seeds, z, kld, top_factor, folder / "traverse.png")
         x = self.data.batch(self.reconstructed)  # 20, C, H, W
         mu, _ = self.net.encode(x)
@@ -99,12 +98,10 @@ class Evaluator:
 
         Each image is squeezed to the network's size; UserError names one that cannot be read.
         """
-        folder, x = (
-            Path(folder),
-            torch.stack([read_image(file, self.data.channels, self.size) for file in files]),
-        )
+        folder = Path(folder)
+        x = torch.stack([read_image(file, self.data.channels, self.size) for file in files])  # B, C, H, W
+        x = x.to(self.random_z.device)
         folder.mkdir(parents=True, exist_ok=True)
-        x = x.to(self.random_z.device)  # B, C, H, W
         mu, _ = self.net.encode(x)
         pictures.reconstruction(x, self.net.decode(mu), folder / "reconstruction_files.png")
         seeds = {f"image {i}": image for i, image in enumerate(x, 1)}
@@ -142,8 +139,8 @@ class Evaluator:
             file.write(json.dumps(scores, indent=2).encode())
         print(f"{metrics.table(scores)}\n{len(mu):,} images; settings in {path}")
         if draw:
-            kld, entropy = measured.tolist() if kld is None else kld, np.log(self.data.factor_sizes)
-            to = path.with_name("mutual_information.png")
+            kld = measured.tolist() if kld is None else kld
+            entropy, to = np.log(self.data.factor_sizes), path.with_name("mutual_information.png")
             figures.mutual_information(information, entropy, names, kld, to)
             grid = mu.numpy().reshape(*metrics.grid_sizes(factors), -1)  # 3, 6, 40, 32, 32, z_dim on dSprites
             figures.latent_response(grid, kld, top_factor, path.with_name("latent_response.png"))

@@ -206,9 +206,10 @@ def dci(codes, factors, seed=0, *, train=10_000, test=5_000):
         importance, predicted = boosted_trees(x, labels, x_test, **BOOSTING, seed=seed)
         return importance, (values[predicted] == y_test[:, k]).mean()
 
+    order = sorted(range(y.shape[1]), key=lambda k: -len(np.unique(y[:, k])))  # the slowest first
     parallel = Parallel(torch.get_num_threads(), prefer="threads", return_as="generator")
-    fits = parallel(delayed(fit)(k) for k in range(y.shape[1]))
-    R, accuracy = zip(*progress(fits, total=y.shape[1], desc="DCI", unit="factor"))  # K, z and K
+    fits = progress(parallel(delayed(fit)(k) for k in order), total=len(order), desc="DCI", unit="factor")
+    R, accuracy = zip(*fits)  # K, z and K
     disentanglement, completeness = importance_scores(np.array(R).T)
     informativeness = float(np.mean(accuracy))
     return dict(disentanglement=disentanglement, completeness=completeness, informativeness=informativeness)
