@@ -113,6 +113,12 @@ def test_noise_scores_at_chance():
     assert scores["informativeness"] == pytest.approx((1 / 3 + 1 / 6 + 2 / 10) / 4, abs=0.04)
 
 
+@pytest.mark.parametrize("metric", [higgins, factor_vae])
+def test_classifiers_are_scored_on_points_that_they_have_not_seen(metric):
+    scores = [metric(noise(z=30), FACTORS, seed, train=100, test=100, batch=8) for seed in range(5)]
+    assert np.mean(scores) == pytest.approx(1 / 4, abs=0.07)  # on their own points they are right by memory
+
+
 def test_a_duplicated_latent_lowers_mig_and_sap_but_not_dci_disentanglement(perfect_scores):
     codes = perfect()[:, [0, 0, 1, 2, 3]]
     assert mig(codes, FACTORS) == pytest.approx(perfect_scores["mig"] * 3 / 4, abs=0.01)
