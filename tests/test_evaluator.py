@@ -132,13 +132,13 @@ def drawn(monkeypatch):
 
 def test_all_seeds_are_traversed_from_their_means_in_one_picture(drawn, tmp_path):
     data = Squares()
-    top_factor = Evaluator(Oracle(), data).draw(tmp_path, kld=[3.0, 2.0, 0.0])
+    top_factor = Evaluator(Oracle(), data).draw(tmp_path, kld=[3.0, 0.0, 2.0])  # given, not measured
     images, seeds, kld, named, path = drawn["traversals"]
     assert path.name == "traverse.png" and drawn["animation"][-1].name == "traverse.gif"
-    assert list(seeds) == drawn["animation"][1] == ["small", "large"] and kld == [3.0, 2.0, 0.0]
+    assert list(seeds) == drawn["animation"][1] == ["small", "large"] and kld == [3.0, 0.0, 2.0]
     assert named == top_factor and [top and top[0] for top in top_factor] == ["x", "size", None]
     assert torch.equal(torch.stack(list(seeds.values())), data.batch(torch.tensor([0, 119])))
-    grey = images[..., 0, 0, 0]  # 2 seeds, 2 latents, 19 values
+    grey = images[..., 0, 0, 0]  # 2 seeds, 2 latents (z_0 and z_2), 19 values
     assert torch.allclose(grey[:, 0], torch.sigmoid(torch.linspace(-3, 3, 19)))
     z_0 = torch.tensor([-2.0, 2.0])  # of the two images
     assert torch.allclose(grey[:, 1], torch.sigmoid(z_0)[:, None].expand(-1, 19))
