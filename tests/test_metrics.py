@@ -101,22 +101,10 @@ def test_perfect_codes_of_dsprites_reach_the_ceilings_that_the_docstrings_state(
     assert sap(factors / (np.array(dsprites.FACTOR_SIZES) - 1), factors) == pytest.approx(0.18, abs=0.02)
 
 
-def test_noise_scores_at_chance():
-    factors = subgrid((3, 6, 10, 10))[1]
-    codes = noise(len(factors), 6)
-    assert higgins(codes, factors) == pytest.approx(1 / 4, abs=0.03)
-    assert higgins(codes, factors, exclude=(0,)) == pytest.approx(1 / 3, abs=0.03)
-    assert factor_vae(codes, factors) == pytest.approx(1 / 4, abs=0.03)
-    assert mig(codes, factors) < 0.01 and sap(codes, factors) < 0.02 and total_correlation(codes) < 0.01
-    scores = dci(codes, factors, train=600, test=300)
-    assert scores["disentanglement"] < 0.15 and scores["completeness"] < 0.15
-    assert scores["informativeness"] == pytest.approx((1 / 3 + 1 / 6 + 2 / 10) / 4, abs=0.04)
-
-
 @pytest.mark.parametrize("metric", [higgins, factor_vae])
 def test_classifiers_are_scored_on_points_that_they_have_not_seen(metric):
     scores = [metric(noise(z=30), FACTORS, seed, train=100, test=100, batch=8) for seed in range(5)]
-    assert np.mean(scores) == pytest.approx(1 / 4, abs=0.07)  # on their own points they are right by memory
+    assert np.mean(scores) == pytest.approx(1 / 4, abs=0.07)  # chance; they know their own points by heart
 
 
 def test_a_duplicated_latent_lowers_mig_and_sap_but_not_dci_disentanglement(perfect_scores):
@@ -385,18 +373,16 @@ def gaussian_codes(std=0.3, n=20_000):
 
 
 @pytest.mark.parametrize("std", [0.3, 1.0, 2.0])
-def test_information_of_a_latent_is_that_of_a_noisy_channel(std):
-    information = latent_information(*gaussian_codes(std))
+def test_information_of_a_latent_is_that_of_a_noisy_channel_and_0_if_it_is_dead(std):
+    mu, logvar, v = gaussian_codes(std)
+    information = latent_information(mu, logvar, v)
     grid = np.linspace(-30, 30, 60_001)
     p = np.exp(-((grid - [[-1], [1]]) ** 2) / (2 * std**2)) / (std * math.sqrt(2 * math.pi)) + 1e-99
     exact = (p * np.log(p / p.mean(axis=0))).sum(axis=1).mean() * (grid[1] - grid[0])
     assert information[0] == pytest.approx([exact, 0], abs=0.005)
-
-
-def test_a_dead_latent_has_no_information_however_its_means_wobble():
-    mu, logvar, v = gaussian_codes()
-    assert mutual_information(mu, v)[1, 0] > 0.69  # its means alone identify the factor
-    assert latent_information(mu, logvar, v)[1, 0] < 1e-4
+    assert (
+        information[1].max() < 1e-4 and mutual_information(mu, v)[1, 0] > 0.69
+    )  # dead, but its means wobble
 
 
 @pytest.mark.parametrize("n", [2_500, 10_000])
