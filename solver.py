@@ -61,7 +61,8 @@ class Solver:
         self.order = Order(len(self.data), args.batch_size, args.seed, self.device)
         self.build()
         self.evaluator = Evaluator(self.net, self.data, args.seed)
-        self.evaluator.check(args.metrics)
+        if args.metrics != "none":
+            self.evaluator.check()
         for file in args.image or ():  # before the training, though they are drawn after it
             read_image(file, self.data.channels, args.image_size)
         if state:

@@ -1,10 +1,10 @@
-"""Scores and pictures of a model, for training and for notebooks. Knows networks, data sets, arrays and paths, no runs or flags.
+"""Scores, pictures and codes of a trained model, for training and for notebooks.
 
     evaluator = Evaluator(net, data)          # data: see dataset.return_data
     evaluator.draw("pictures")                # traversals and reconstructions
     evaluator.score("full", "pictures")       # every metric, in pictures/metrics.json
 
-All it draws at random comes from generators of its own: looking at a model never changes its training.
+Random draws come from the evaluator's own generators, so looking at a model never changes its training.
 """
 
 import json
@@ -20,9 +20,10 @@ from viz import explore, figures, pictures
 
 
 class Evaluator:
-    """Looks at net through the images of data; the network may go on learning between two calls.
+    """Evaluates net on the images of data; net may be trained further between calls.
 
-    net: encode(x) -> mu, logvar and decode(z) -> logits; seed: chooses the images and the random z of all pictures.
+    net: encode(x) -> mu, logvar and decode(z) -> logits; seed: chooses the images and the random code of pictures.
+    Methods that draw take kld, the KL of each latent in nats, which orders and labels latents; default: measured.
     """
 
     @torch.no_grad()
@@ -33,24 +34,21 @@ class Evaluator:
         self.seed_images = data.seed_images or {"image": int(indices[0])}
         self.reconstructed = indices[1:]
         x = data.batch(indices[:1])
-        self.size = x.shape[-1]  # side of an image in pixels
+        self.size = x.shape[-1]  # width and height of an image in pixels
         mu, _ = net.encode(x)  # 1, z_dim
         self.random_z = torch.randn(mu.shape[1], generator=generator).to(mu.device)  # z_dim
 
-    def check(self, level):
-        """Raises UserError if the model cannot be scored; level: as of score(), or "none"."""
-        if level != "none" and not self.data.factor_sizes:
-            raise UserError(
-                f"--metrics {level} needs a data set with known factors, and this one has none: use --metrics none"
-            )
-        if level != "none" and len(self.random_z) < 2:
-            raise UserError(f"--metrics {level} needs at least 2 latents: use --metrics none")
+    def check(self):
+        """Raises UserError if the model cannot be scored."""
+        if not self.data.factor_sizes:
+            raise UserError("scores need known factors, which this data set does not have: omit the metrics")
+        if len(self.random_z) < 2:
+            raise UserError("scores need at least 2 latents: use more, or omit the metrics")
 
     def quick_information(self):
-        """KL of each latent, (z_dim,), and its information about each factor, (z_dim, K), in nats.
+        """KL of each latent, (z_dim,), and its mutual information with each factor, (z_dim, K), in nats. Takes about 2 s.
 
-        From the same 10,000 images for every model and level of --metrics: about 2 s. Without known factors: the KL from
-        1,000 images, and None.
+        From 10,000 images, the same for every model. Without known factors: the KL from 1,000 images, and None.
         """
         if not self.data.factor_sizes:
             indices = torch.linspace(0, len(self.data) - 1, 1000).long()
@@ -60,7 +58,7 @@ class Evaluator:
         return metrics.mean_kl(mu, logvar), metrics.latent_information(mu, logvar, factors)
 
     def name_latents(self, kld=None):
-        """KL of each latent in nats, kld if given, and its metrics.top_factor; None where factors are unknown."""
+        """KL of each latent, kld if given, and its metrics.top_factor; None for the latter without known factors."""
         if kld is not None and not self.data.factor_sizes:
             return kld, None
         measured, information = self.quick_information()
@@ -70,72 +68,61 @@ class Evaluator:
         return kld, metrics.top_factor(information, self.data.factor_names, measured)
 
     @torch.no_grad()
-    def seeds(self):
-        """{name: image (C, H, W), or None} and codes (S, z_dim) that traversals start from.
-
-        The images that the data set says are worth showing; without any, one of its images and a random code.
-        """
-        x = self.data.batch(torch.tensor(list(self.seed_images.values())))  # S, C, 64, 64
-        z, _ = self.net.encode(x)
-        seeds = dict(zip(self.seed_images, x))
-        if self.data.seed_images:
-            return seeds, z
-        return {**seeds, "random": None}, torch.cat([z, self.random_z[None]])
-
-    @torch.no_grad()
     def draw(self, folder, kld=None):
-        """Writes traversals and reconstructions to folder, which is made; returns the top factors of latents.
-
-        kld: KL of each latent in nats, which orders and labels them; default: of quick_information().
-        """
+        """Draws traversals and reconstructions in folder, which is made; returns the top factors."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         kld, top_factor = self.name_latents(kld)
-        self.draw_traversals(*self.seeds(), kld, top_factor, folder / "traverse.png")
-        x = self.data.batch(self.reconstructed)  # 20, C, 64, 64
+        x = self.data.batch(torch.tensor(list(self.seed_images.values())))  # S, C, H, W
+        seeds = dict(zip(self.seed_images, x))
+        z, _ = self.net.encode(x)  # S, z_dim
+        if not self.data.seed_images:
+            seeds["random"] = None
+            z = torch.cat([z, self.random_z[None]])
+        self.draw_traversals(seeds, z, kld, top_factor, folder / "traverse.png")
+        x = self.data.batch(self.reconstructed)  # 20, C, H, W
         mu, _ = self.net.encode(x)
         pictures.reconstruction(x, self.net.decode(mu), folder / "reconstruction.png")
         pictures.factors(self.net.decode, mu[:5], kld, top_factor, folder / "factors.png")
         return top_factor
 
     def draw_traversals(self, seeds, z, kld, top_factor, path):
-        images = pictures.traverse(self.net.decode, z, pictures.active(kld))  # S, L, 19, C, 64, 64
+        """Draws path and a GIF beside it. seeds: {name: image, or None for a code of no image}; z: their codes."""
+        images = pictures.traverse(self.net.decode, z, pictures.active(kld))  # S, L, 19, C, H, W
         pictures.traversals(images, seeds, kld, top_factor, path)
         pictures.animation(images, list(seeds), kld, top_factor, path.with_suffix(".gif"))
 
     @torch.no_grad()
     def draw_files(self, files, folder, kld=None):
-        """Writes reconstruction_files.png, traverse_files.png and .gif of image files to folder, which is made.
+        """Draws reconstructions and traversals of image files in folder, which is made.
 
-        Each image is taken whole and resized to the network's size; UserError names one that cannot be read.
+        Each image is squeezed to the network's size; UserError names one that cannot be read.
         """
         folder = Path(folder)
-        x = torch.stack([read_image(file, self.data.channels, self.size) for file in files])
+        x = torch.stack([read_image(file, self.data.channels, self.size) for file in files])  # B, C, H, W
         x = x.to(self.random_z.device)
         folder.mkdir(parents=True, exist_ok=True)
-        kld, top_factor = self.name_latents(kld)
         mu, _ = self.net.encode(x)
         pictures.reconstruction(x, self.net.decode(mu), folder / "reconstruction_files.png")
         seeds = {f"image {i}": image for i, image in enumerate(x, 1)}
-        self.draw_traversals(seeds, mu, kld, top_factor, folder / "traverse_files.png")
+        self.draw_traversals(seeds, mu, *self.name_latents(kld), folder / "traverse_files.png")
         print(f"{len(x)} images in {folder}: reconstruction_files.png, traverse_files.png and .gif")
 
     @torch.no_grad()
     def write_page(self, path, title, kld=None):
-        """Writes a page for a browser that decodes as sliders move, with the seeds and eight more images (viz/explore.py)."""
+        """Writes a page with a slider for each latent, which starts from the seeds and eight more images (viz/explore.py)."""
         kld, top_factor = self.name_latents(kld)
         x = self.data.batch(torch.tensor([*self.seed_images.values(), *self.reconstructed[:8].tolist()]))
-        names = [f"{top[0]} {100 * top[1]:.0f} %" if top else "" for top in top_factor or []]
+        names = [f"{top[0]} {100 * top[1]:.0f} %" if top else "" for top in top_factor or ()]
         explore.write_page(Path(path), self.net, x, self.net.encode(x)[0], kld, names or None, title)
 
     def score(self, level, folder, about=None, kld=None, draw=True):
-        """Prints every metric and writes metrics.json to folder, which is made; returns the scores.
+        """Computes and prints every metric and writes metrics.json in folder, which is made; returns the scores.
 
-        level: "full", or "fast" (see metrics.score); about: a dict that the file holds beside the settings; draw: whether
-        to write latent_response.png and mutual_information.png too, with kld as for draw().
-        Under "latents" stand the numbers of quick_information(), the same at each level.
+        level: "full" or "fast" (see metrics.settings_of); about: dict to be kept among the settings; draw: whether to draw
+        latent_response.png and mutual_information.png too. "latents" holds quick_information(), the same at each level.
         """
-        self.check(level)
+        self.check()
         path, names = Path(folder) / "metrics.json", self.data.factor_names
         path.parent.mkdir(parents=True, exist_ok=True)
         indices, factors = metrics.subgrid(self.data.factor_sizes, level)
@@ -160,25 +147,22 @@ class Evaluator:
         return scores
 
     def encode(self, path):
-        """Writes the codes of all images to path, an .npz file, in the order of the data set.
+        """Writes the codes of all images, in the order of the data set, to path, an .npz file.
 
-        mu, logvar: float32 (N, z_dim), of q(z|x); where factors are known, also factors, int64 (N, K) counted from 0, and
-        factor_names (K,).
+        mu, logvar: float32 (N, z_dim); with known factors also factors, int64 (N, K) counted from 0, and factor_names (K,).
         """
         mu, logvar = metrics.encode_all(self.net, self.data)
         arrays = dict(mu=mu.numpy(), logvar=logvar.numpy())
         if self.data.factor_sizes:
-            arrays |= dict(
-                factors=metrics.subgrid(self.data.factor_sizes)[1],
-                factor_names=np.array(self.data.factor_names),
-            )
+            arrays["factors"] = metrics.subgrid(self.data.factor_sizes)[1]
+            arrays["factor_names"] = np.array(self.data.factor_names)
         with atomic_file(path) as file:
             np.savez(file, **arrays)
         print(f"codes of {len(mu):,} images in {path}: {', '.join(arrays)}")
 
 
 def read_image(path, channels, size):
-    """An image file as float32 (channels, size, size) in [0, 1]; UserError if it cannot be read."""
+    """Reads an image file as float32 (channels, size, size) in [0, 1]; UserError if it cannot be read."""
     if not Path(path).is_file():
         raise UserError(f"{path} is no image file")
     try:

@@ -1,21 +1,19 @@
-"""Is it disentangled? The metrics of the field, as functions of two arrays.
+"""Disentanglement metrics, each a function of two arrays.
 
-    codes:   (N, z) floats, the means that an encoder gives to N images
-    factors: (N, K) whole numbers, the values of the K factors that the images were made from
+    codes:   (N, z) floats, the means of q(z|x) for N images, or any other representation
+    factors: (N, K) integers, the values of the K factors that the images were made from
 
-    mu, logvar = encode_all(model, data)                       # or any other representation
+    mu, logvar = encode_all(net, data)
     indices, factors = subgrid(data.factor_sizes)
-    mig(mu, factors), higgins(mu, factors, exclude=(0,)), ...
+    mig(mu, factors), higgins(mu, factors, exclude=(0,))
 
-Definitions and default settings are those of disentanglement_lib (Locatello et al., 2019): codes
-are means, every factor counts as discrete. Scores lie from 0 to 1, more is better, but for
-active_latents (a number) and total_correlation (nats). seed fixes all that is drawn.
+Definitions and settings are those of disentanglement_lib (Locatello et al., 2019), with every factor discrete. Scores
+lie in [0, 1], higher is better, except active_latents (a count) and total_correlation (nats). seed fixes all random draws.
+A metric's settings are its keyword arguments after seed.
 
-higgins and factor_vae look up images that share a factor's value: for them the rows have to be a full
-grid of factors in its order, the last one fastest. The others take any sample. On dSprites the first and the last
-orientation are one picture (0 and 360 degrees); they count as two values here, as everywhere in the field.
-
-scikit-learn is imported where it is needed: it would add a second to the start of every training.
+higgins and factor_vae look up images that share a factor's value, so their rows must be a full grid of factors, the
+last one fastest; the others take any sample. In dSprites, rotations by 0 and by 360 degrees are the same image and
+count as two values, as everywhere in the field. scikit-learn takes a second to import: only what needs it imports it.
 """
 
 import math
@@ -27,11 +25,11 @@ from evaluation.trees import boosted_trees
 from utils import ACTIVE, progress
 
 LEVELS = ("none", "fast", "full")
-SAMPLE = 10_000  # images that information of latents is measured on
+SAMPLE = 10_000  # images from which a latent's mutual information is estimated
 
-# What differs between versions of scikit-learn is pinned. max_iter is large enough to converge.
+# Settings of the classifiers; max_iter is enough to converge.
 LOGISTIC = dict(solver="lbfgs", C=1.0, tol=1e-4, max_iter=5000)
-# One against the rest, squared hinge. The primal problem has the same solution as the dual one, found without chance.
+# One-vs-rest, squared hinge loss. Primal and dual have the same solution, but the dual solver is random.
 SVM = dict(C=0.01, class_weight="balanced", dual=False, tol=1e-4, max_iter=5000)
 BOOSTING = dict(n_estimators=100, learning_rate=0.1, max_depth=3)
 
@@ -40,11 +38,10 @@ BOOSTING = dict(n_estimators=100, learning_rate=0.1, max_depth=3)
 
 
 def subgrid(sizes, level="full"):
-    """A grid of factors, or a coarser one with every n-th value of its large factors.
+    """The full grid of factors, or at level "fast" every second value of a factor with 20 or more.
 
-    sizes: of the K factors, the last one fastest. level: "full", or "fast" for every second value of a factor
-    with 20 or more (dSprites: 92,160 images).
-    Returns indices into the full grid, (N,), and factors, (N, K), counted from 0: a full grid themselves.
+    sizes: of the K factors, the last one fastest. Fast is 92,160 of dSprites' 737,280 images.
+    Returns indices into the full grid, (N,), and factors, (N, K), counted from 0, which are a full grid themselves.
     """
     values = [np.arange(0, size, 2 if level == "fast" and size >= 20 else 1) for size in sizes]
     indices = np.arange(math.prod(sizes)).reshape(sizes)[np.ix_(*values)].ravel()
@@ -53,21 +50,21 @@ def subgrid(sizes, level="full"):
 
 
 def fixed_sample(sizes):
-    """SAMPLE random images of a grid, the same in every call, none twice: indices (N,) and factors (N, K)."""
+    """SAMPLE random images of a grid, distinct and the same in every call: indices (N,) and factors (N, K)."""
     indices = np.random.default_rng(0).permutation(math.prod(sizes))[:SAMPLE]
     return indices, np.stack(np.unravel_index(indices, sizes), axis=1)
 
 
 @torch.no_grad()
-def encode_all(model, data, indices=None, batch_size=1024):
-    """Encodes images once, so that every metric is a look-up in a table.
+def encode_all(net, data, indices=None, batch_size=1024):
+    """Encodes the images at indices (N,), default all of data.
 
-    model: has encode(x) -> mu, logvar; data: has len() and batch(indices); indices: (N,), default all.
+    net: encode(x) -> mu, logvar; data: len() and batch(indices), as from dataset.return_data.
     Returns mu and logvar, float32 (N, z) each, on the CPU: 59 MB for both on dSprites.
     """
     indices = torch.arange(len(data)) if indices is None else torch.as_tensor(indices)
     parts = [
-        torch.stack(model.encode(data.batch(part)))  # 2, B, z
+        torch.stack(net.encode(data.batch(part)))  # 2, B, z
         for part in progress(indices.split(batch_size), desc="encoding", unit="batch")
     ]
     mu, logvar = torch.cat(parts, dim=1).float().cpu()  # N, z
@@ -75,28 +72,26 @@ def encode_all(model, data, indices=None, batch_size=1024):
 
 
 def checked(codes, factors):
-    """Codes as float64 and factors as arrays; ValueError, in one sentence, if they cannot be scored."""
+    """Codes as float64 and factors as arrays; ValueError if they cannot be scored."""
     codes, factors = np.asarray(codes, dtype=np.float64), np.asarray(factors)
     if codes.ndim != 2 or factors.ndim != 2 or len(codes) != len(factors):
-        raise ValueError(
-            f"codes {codes.shape} and factors {factors.shape} need N rows both: (N, z) and (N, K)"
-        )
+        raise ValueError(f"codes must be (N, z) and factors (N, K), not {codes.shape} and {factors.shape}")
     if codes.shape[1] < 2 or factors.shape[1] < 2:
         raise ValueError("a score needs at least 2 latents and 2 factors")
     if not np.isfinite(codes).all():
         raise ValueError("some codes are not finite")
     if not np.issubdtype(factors.dtype, np.integer):
-        raise ValueError(f"factors must be whole numbers, not {factors.dtype}")
+        raise ValueError(f"factors must be integers, not {factors.dtype}")
     for k in np.flatnonzero((factors == factors[0]).all(axis=0)):
         raise ValueError(f"factor {k} has a single value: leave it out")
     return codes, factors
 
 
 def split(codes, factors, train, test, seed):
-    """Draws rows, none twice, to learn from and to be tested on: x, y, x_test, y_test.
+    """Draws train and test rows without replacement: x, y, x_test, y_test.
 
-    disentanglement_lib draws with repetition: the same where there are far more rows than drawn. With
-    fewer rows than train + test all are taken, in that proportion.
+    Of fewer than train + test rows, all are used, in that proportion. (disentanglement_lib draws with replacement,
+    which makes little difference if there are many more.)
     """
     rows = np.random.default_rng(seed).permutation(len(codes))[: train + test]
     cut = len(rows) * train // (train + test)
@@ -104,40 +99,37 @@ def split(codes, factors, train, test, seed):
 
 
 def grid_sizes(factors):
-    """Sizes (K,) of the full grid that factors (N, K) run through, the last one fastest."""
+    """Sizes (K,) of the grid that factors (N, K) run through; ValueError if they are no full grid in its order."""
     values, places = zip(*(np.unique(column, return_inverse=True) for column in factors.T))
     sizes, n = [len(v) for v in values], len(factors)
     if math.prod(sizes) != n or (np.ravel_multi_index(places, sizes) != np.arange(n)).any():
         raise ValueError(
-            "rows must be a full grid of factors, every combination once, the last factor fastest"
+            "rows must be a full grid: each combination of factors once, the last factor fastest"
         )
     return np.array(sizes)
 
 
 def share_factor(rows, like, k, sizes):
-    """Rows of a grid in which factor k has the value it has in like, all others are those of rows.
+    """Rows of a grid that differ from the given ones in factor k alone, which takes its value in row `like`.
 
-    rows, like: whole numbers from 0 to N - 1; k: factors, likewise; all broadcast to one shape.
+    rows, like: integers in [0, N); k: in [0, K); all three broadcast to one shape.
     """
     size = sizes[k]
-    stride = (np.cumprod(sizes[::-1])[::-1] // sizes)[k]  # rows from one value to the next
+    stride = (np.cumprod(sizes[::-1])[::-1] // sizes)[k]  # rows from one value of factor k to the next
     return rows + (like // stride % size - rows // stride % size) * stride
 
 
-# Metrics that a classifier gives.
+# Metrics with a classifier.
 
 
-def higgins(codes, factors, seed=0, exclude=(), train=10_000, test=5_000, batch=64):
+def higgins(codes, factors, seed=0, *, exclude=(), train=10_000, test=5_000, batch=64):
     """Higgins et al. (2017), Sec. 3: can a linear classifier tell which factor was kept fixed?
 
-    For each point draw a factor y; for l = 1 .. batch draw two rows at random, give the second the
-    first one's value of y, and take z_diff = mean over l of |z_a - z_b|, (z,). A logistic regression
-    is fitted to (z_diff, y) of train points; its accuracy on test points is the score.
+    A point: draw a factor y, and batch pairs of images that share its value, with the other factors independent;
+    z_diff = mean over pairs of |z_1 - z_2|, (z,). The score is the test accuracy of a logistic regression z_diff -> y.
 
-    exclude: factors that are never y, though they vary. (0,) leaves out shape on dSprites, as the
-    paper does; () is disentanglement_lib's variant. Rows: a full grid in its order.
-    1 at best; guessing gives 1 / (number of candidates). It is the most lenient of all: rotated
-    latents score high as long as each factor leaves a trace of its own.
+    exclude: factors that are never kept fixed. (0,), shape in dSprites, is the paper's metric; () is disentanglement_lib's.
+    Chance is 1 / (number of candidates for y). Lenient: rotated latents score high if factors differ in their z_diff.
     """
     from sklearn.linear_model import LogisticRegression
 
@@ -145,22 +137,21 @@ def higgins(codes, factors, seed=0, exclude=(), train=10_000, test=5_000, batch=
     sizes = grid_sizes(factors)
     rng = np.random.default_rng(seed)
     y = rng.choice([k for k in range(len(sizes)) if k not in exclude], size=train + test)
-    a, b = rng.integers(len(codes), size=(2, train + test, batch))
-    b = share_factor(b, a, y[:, None], sizes)
-    z_diff = np.stack([np.abs(codes[i] - codes[j]).mean(axis=0) for i, j in zip(a, b)])  # points, z
+    first, second = rng.integers(len(codes), size=(2, train + test, batch))
+    second = share_factor(second, first, y[:, None], sizes)
+    z_diff = np.stack([np.abs(codes[a] - codes[b]).mean(axis=0) for a, b in zip(first, second)])  # points, z
     classifier = LogisticRegression(**LOGISTIC).fit(z_diff[:train], y[:train])
     return float(classifier.score(z_diff[train:], y[train:]))
 
 
-def factor_vae(codes, factors, seed=0, train=10_000, test=5_000, batch=64, variance_points=10_000, dead=0.05):
-    """Kim & Mnih (2018), Sec. 4: does the latent that varies least betray the factor kept fixed?
+def factor_vae(
+    codes, factors, seed=0, *, train=10_000, test=5_000, batch=64, variance_points=10_000, dead=0.05
+):
+    """Kim & Mnih (2018), Sec. 4: does the latent that varies least identify the factor kept fixed?
 
-    For each point draw a factor and batch rows that share its value; the vote is the latent of the
-    smallest local / global variance (both with ddof 1, the global one from variance_points rows).
-    Each latent stands for the factor it got most votes from in train points; the score is the share of test
-    points whose vote is right. Latents of standard deviation under dead have no vote; without any other: 0.
-
-    Rows: a full grid in its order. 1 at best; a representation that tells nothing gets about 1 / K.
+    A point: draw a factor k, and batch images that share its value; d = argmin_j Var(z_j in the batch) / Var(z_j), with
+    the denominator from variance_points images. The score is the test accuracy of the majority vote of train points,
+    d -> the most frequent k. Latents of standard deviation under dead are left out; 0 if none is left. Chance is 1 / K.
     """
     codes, factors = checked(codes, factors)
     sizes = grid_sizes(factors)
@@ -171,134 +162,119 @@ def factor_vae(codes, factors, seed=0, train=10_000, test=5_000, batch=64, varia
     if not len(active):
         return 0.0
     codes, variance = codes[:, active], variance[active]
-
     k = rng.integers(len(sizes), size=train + test)
     rows = rng.integers(len(codes), size=(train + test, batch))
     rows = share_factor(rows, rows[:, :1], k[:, None], sizes)
-    vote = np.array([np.argmin(codes[i].var(axis=0, ddof=1) / variance) for i in rows])
+    d = np.array([np.argmin(codes[local].var(axis=0, ddof=1) / variance) for local in rows])
     votes = np.zeros((len(sizes), len(active)))  # K, active z
-    np.add.at(votes, (k[:train], vote[:train]), 1)
-    stands_for = votes.argmax(axis=0)
-    return float((stands_for[vote[train:]] == k[train:]).mean())
+    np.add.at(votes, (k[:train], d[:train]), 1)
+    majority = votes.argmax(axis=0)  # the factor of each latent
+    return float((majority[d[train:]] == k[train:]).mean())
 
 
-def sap(codes, factors, seed=0, train=10_000, test=5_000):
-    """Kumar et al. (2018), Sec. 3, Separated Attribute Predictability: how far is the best latent ahead?
+def sap(codes, factors, seed=0, *, train=10_000, test=5_000):
+    """Kumar et al. (2018), Sec. 3, Separated Attribute Predictability: mean_k (S_1k - S_2k).
 
-    For each latent and factor, the test accuracy of a linear support vector machine that sees this latent
-    alone; the score is the mean over factors of best - second best.
-
-    One latent and straight lines tell few of 32 values apart: even perfect codes of dSprites get only 0.18
-    (each from 0 to 1) or 0.25 (standard deviation 1: the machine's penalty makes the score depend on scale).
-    Compare with that, not with 1. A duplicated latent takes its factor's share away.
+    S_1k and S_2k are the highest and second highest S_jk over latents j; S_jk is the test accuracy of a linear support
+    vector machine that predicts factor k from latent j alone. It separates few of 32 values: perfect codes of dSprites
+    get only 0.18 (latents in [0, 1]) or 0.25 (standard deviation 1: the regularised machine depends on scale).
     """
     from sklearn.svm import LinearSVC
 
     x, y, x_test, y_test = split(*checked(codes, factors), train, test, seed)
-    accuracy = np.empty((x.shape[1], y.shape[1]))  # z, K
-    for j, k in progress(list(np.ndindex(accuracy.shape)), desc="SAP", unit="fit"):
+    S = np.empty((x.shape[1], y.shape[1]))  # z, K
+    for j, k in progress(list(np.ndindex(S.shape)), desc="SAP", unit="fit"):
         classifier = LinearSVC(**SVM, random_state=seed).fit(x[:, [j]], y[:, k])
-        accuracy[j, k] = classifier.score(x_test[:, [j]], y_test[:, k])
-    ranked = np.sort(accuracy, axis=0)
+        S[j, k] = classifier.score(x_test[:, [j]], y_test[:, k])
+    ranked = np.sort(S, axis=0)
     return float((ranked[-1] - ranked[-2]).mean())
 
 
-def dci(codes, factors, seed=0, train=10_000, test=5_000, jobs=None):
-    """Eastwood & Williams (2018), Sec. 2: Disentanglement, Completeness and Informativeness.
+def dci(codes, factors, seed=0, *, train=10_000, test=5_000):
+    """Eastwood & Williams (2018), Sec. 2: Disentanglement, Completeness and Informativeness, as a dict.
 
-    For each factor, boosted trees predict it from all latents; R (z, K) holds the importance of each latent for each factor.
-    See importance_scores for the first two; informativeness is the accuracy on test rows, averaged over factors, not the
-    paper's error.
-
-    jobs: factors that are fitted at once, without all; it does not change the result.
-    Returns {"disentanglement", "completeness", "informativeness"}; perfect codes get 1 each.
+    Boosted trees predict each factor from all latents. R (z, K) holds the importance of each latent for each factor,
+    from which importance_scores() computes the first two. Informativeness is the test accuracy, averaged over factors
+    (the paper's is an error). Factors are fitted in parallel, on torch's number of threads.
     """
     from joblib import Parallel, delayed
 
     x, y, x_test, y_test = split(*checked(codes, factors), train, test, seed)
-    labels = [np.unique(column, return_inverse=True) for column in y.T]  # values, and their places
 
     def fit(k):
-        values, places = labels[k]
-        importance, found = boosted_trees(x, places, x_test, **BOOSTING, seed=seed)
-        return importance, (values[found] == y_test[:, k]).mean()
+        values, labels = np.unique(y[:, k], return_inverse=True)
+        importance, predicted = boosted_trees(x, labels, x_test, **BOOSTING, seed=seed)
+        return importance, (values[predicted] == y_test[:, k]).mean()
 
-    # The longest first; the scores do not depend on the order. Its threads end with the program, also on Ctrl-C.
-    order = sorted(range(len(labels)), key=lambda k: -len(labels[k][0]))
-    fits = Parallel(jobs or -1, prefer="threads", return_as="generator")(delayed(fit)(k) for k in order)
-    importance, accuracy = zip(*progress(fits, total=len(order), desc="DCI", unit="factor"))
-    disentanglement, completeness = importance_scores(np.array(importance).T)
-    accuracy = float(np.mean(accuracy))
-    return dict(disentanglement=disentanglement, completeness=completeness, informativeness=accuracy)
+    order = sorted(range(y.shape[1]), key=lambda k: -len(np.unique(y[:, k])))  # the slowest first
+    parallel = Parallel(torch.get_num_threads(), prefer="threads", return_as="generator")
+    fits = progress(parallel(delayed(fit)(k) for k in order), total=len(order), desc="DCI", unit="factor")
+    R, accuracy = zip(*fits)  # K, z and K
+    disentanglement, completeness = importance_scores(np.array(R).T)
+    informativeness = float(np.mean(accuracy))
+    return dict(disentanglement=disentanglement, completeness=completeness, informativeness=informativeness)
 
 
 def importance_scores(R):
-    """Disentanglement and completeness of an importance matrix R (z, K) (Eastwood & Williams, Sec. 2).
+    """Disentanglement and completeness from an importance matrix R (z, K) (Eastwood & Williams, Sec. 2).
 
-    Disentanglement of a latent: 1 - entropy of its row, in units of log K: 1 if it tells of one
-    factor alone. Completeness of a factor: 1 - entropy of its column, in units of log z: 1 if one latent alone tells of it.
-    Both are averaged with the row's, or column's, share of all importance as weight.
+    D = sum_j rho_j (1 - H_K(P_j)): P_j is row j of R, normalised, H_K its entropy to base K and rho_j the row's share of
+    all importance. C is the same of the columns, with entropies to base z.
     """
 
     def concentration(R):  # of each row
-        p = (R + 1e-11) / (R + 1e-11).sum(axis=1, keepdims=True)
-        return 1 + (p * np.log(p)).sum(axis=1) / np.log(R.shape[1])
+        P = (R + 1e-11) / (R + 1e-11).sum(axis=1, keepdims=True)
+        return 1 + (P * np.log(P)).sum(axis=1) / np.log(R.shape[1])
 
     weights = R if R.sum() else np.ones_like(R)
     weights = weights / weights.sum()
     return float(concentration(R) @ weights.sum(axis=1)), float(concentration(R.T) @ weights.sum(axis=0))
 
 
-# Metrics that mutual information gives.
+# Metrics from mutual information.
 
 
 def mutual_information(codes, factors, bins=20):
-    """I(z_j; v_k) of each latent and factor in nats, (z, K), from counts.
+    """I(z_j; v_k) in nats, (z, K), from counts, with each latent in bins of equal width over its range.
 
-    Each latent is cut into bins of equal width over its own range. What N rows show is too large by
-    about (bins - 1) (values - 1) / 2N: 0.04 nats for 40 values and 10,000 rows.
+    N images overestimate it by about (bins - 1) (values - 1) / 2N: 0.04 nats for 40 values and 10,000 images.
     """
     codes, factors = np.asarray(codes, dtype=np.float64), np.asarray(factors)
-    places = [np.unique(column, return_inverse=True)[1] for column in factors.T]
     information = np.zeros((codes.shape[1], factors.shape[1]))
-    for j, z in enumerate(codes.T):
-        binned = np.digitize(z, np.histogram_bin_edges(z, bins)[:-1]) - 1
-        for k, place in enumerate(places):
-            counts = np.zeros((bins, place.max() + 1))
-            np.add.at(counts, (binned, place), 1)
-            alone = np.outer(counts.sum(axis=1), counts.sum(axis=0)) / len(z)  # expected if independent
+    for k, v in enumerate(factors.T):
+        labels = np.unique(v, return_inverse=True)[1]
+        label_edges = np.arange(labels.max() + 2) - 0.5
+        for j, z in enumerate(codes.T):
+            counts = np.histogram2d(z, labels, (bins, label_edges))[0]  # bins, values
+            independent = np.outer(counts.sum(axis=1), counts.sum(axis=0)) / len(z)
             seen = counts > 0
-            information[j, k] = (counts[seen] * np.log(counts[seen] / alone[seen])).sum() / len(z)
+            information[j, k] = (counts[seen] * np.log(counts[seen] / independent[seen])).sum() / len(z)
     return information
 
 
 def entropy(factors):
     """H(v_k) of each factor in nats, (K,), from counts."""
-    counts = [np.unique(column, return_counts=True)[1] / len(factors) for column in np.asarray(factors).T]
-    return np.array([-(p * np.log(p)).sum() for p in counts])
+    frequencies = [np.unique(v, return_counts=True)[1] / len(factors) for v in np.asarray(factors).T]
+    return np.array([-(p * np.log(p)).sum() for p in frequencies])
 
 
-def mig(codes, factors, seed=0, points=10_000, bins=20):
-    """Chen et al. (2018), Sec. 4.1, Mutual Information Gap: is there one latent a factor, and only one?
+def mig(codes, factors, seed=0, *, points=10_000, bins=20):
+    """Chen et al. (2018), Sec. 4.1, Mutual Information Gap: mean_k (I_1k - I_2k) / H(v_k).
 
-    Mean over factors of (I(best latent; v) - I(second best; v)) / H(v), from points rows.
-
-    1 at best, but 20 bins cannot tell 32 or 40 values apart: on dSprites perfect codes get about 0.90.
-    Chen et al. themselves integrate over q(z|x) and leave shape out: their values are not comparable.
+    I_1k and I_2k are the highest and second highest I(z_j; v_k) over latents j, from points images. 20 bins cannot
+    separate 32 or 40 values: perfect codes of dSprites get about 0.90. Chen et al. themselves integrate over q(z|x) and
+    leave shape out, so their values are not comparable.
     """
     codes, factors, _, _ = split(*checked(codes, factors), points, 0, seed)
     ranked = np.sort(mutual_information(codes, factors, bins), axis=0)
     return float(((ranked[-1] - ranked[-2]) / entropy(factors)).mean())
 
 
-def modularity(codes, factors, seed=0, points=10_000, bins=20):
-    """Ridgeway & Mozer (2018), Sec. 3: does each latent tell of one factor only?
+def modularity(codes, factors, seed=0, *, points=10_000, bins=20):
+    """Ridgeway & Mozer (2018), Sec. 3: mean_j 1 - (sum_k I_jk^2 - max_k I_jk^2) / (max_k I_jk^2 (K - 1)).
 
-    Mean over latents of 1 - (sum_k I_k^2 - max_k I_k^2) / (max_k I_k^2 (K - 1)), I_k = I(z_j; v_k); 0 for a
-    latent that tells nothing at all.
-
-    1 at best. A latent that tells next to nothing counts as much as any other, and what chance
-    shows in its few bits decides its part: compare only models with as many active latents.
+    I_jk = I(z_j; v_k), from points images; a latent without any counts as 0. Nearly dead latents count as much as
+    others and get a value by chance, so compare only models with the same number of active latents.
     """
     codes, factors, _, _ = split(*checked(codes, factors), points, 0, seed)
     squared = mutual_information(codes, factors, bins) ** 2
@@ -307,33 +283,33 @@ def modularity(codes, factors, seed=0, points=10_000, bins=20):
     return float(np.where(best > 0, 1 - others, 0).mean())
 
 
-# Information of a latent as the decoder sees it: with the noise of q(z|x).
+# Mutual information as the decoder sees it: with the noise of q(z|x).
 
 
 def latent_information(mu, logvar, factors, bins=200):
-    """I(z_j; v_k) of a latent z_j ~ q(z_j|x) and a factor in nats, (z, K): 0 for a dead latent, never above its KL.
+    """I(z_j; v_k) in nats, (z, K), of a sampled latent z_j ~ q(z_j|x): 0 for a dead latent, at most its KL.
 
-    mu, logvar: (N, z); factors: (N, K) of a random sample of images. p(z_j|v_k) is the mean of q(z_j|x) over images that
-    share v_k, in bins of equal width. For 10,000 images of dSprites the result lies within 0.02 nats of that for all.
-
-    MIG has another estimator by definition, bins of the means: there a dead latent shows how its means wobble.
+    mu, logvar: (N, z); factors: (N, K) of a random sample of images. p(z_j|v_k) is the mean of q(z_j|x) over images
+    with that v_k, in bins of equal width. 10,000 images of dSprites give it to within 0.02 nats. (MIG is defined with
+    another estimator, bins of the means, in which even a dead latent may seem informative.)
     """
-    mu, logvar = (torch.as_tensor(part, dtype=torch.float64) for part in (mu, logvar))
+    mu, logvar = (torch.as_tensor(array, dtype=torch.float64) for array in (mu, logvar))
     factors = torch.as_tensor(factors)
+    std = (logvar / 2).exp().clip(1e-6)
     information = torch.zeros(mu.shape[1], factors.shape[1])
-    for j, (mean, std) in enumerate(zip(mu.T, (logvar / 2).exp().clip(1e-6).T)):
-        edges = torch.linspace((mean - 3 * std).min(), (mean + 3 * std).max(), bins + 1).to(mean)[1:-1]
-        below = torch.special.ndtr((edges - mean[:, None]) / std[:, None])  # N, bins - 1
-        ends = torch.zeros(len(mean), 1).to(mean)
-        q = torch.cat([ends, below, ends + 1], dim=1).diff(dim=1)  # N, bins; each row sums to 1
+    for j in range(len(information)):
+        mean, sigma = mu[:, [j]], std[:, [j]]  # N, 1
+        edges = torch.linspace((mean - 3 * sigma).min(), (mean + 3 * sigma).max(), bins + 1).to(mean)
+        edges[0], edges[-1] = -math.inf, math.inf
+        q = torch.special.ndtr((edges - mean) / sigma).diff(dim=1)  # N, bins; each row sums to 1
         information[j] = torch.stack([bin_information(q, v) for v in factors.T])
     return np.clip(information.numpy(), 0, mean_kl(mu, logvar)[:, None])
 
 
 def bin_information(q, v):
-    """I(b; v) in nats of a bin b, which row i falls into with probability q[i, b], (N, bins), and its label v[i].
+    """I(b; v) in nats of a bin b with probabilities q (N, bins) for each image and of its label v (N,).
 
-    N rows show too much, by a term in 1/N, which 2 I(all) - mean of I(each half) is without.
+    The estimate from N images is too high by a term in 1/N; 2 I(all) - mean of I(each half) cancels it.
     """
     _, label = v.unique(return_inverse=True)
     sums = torch.zeros(2, int(label.max()) + 1, q.shape[1]).to(q)  # halves, labels, bins
@@ -342,7 +318,7 @@ def bin_information(q, v):
         sums[half].index_add_(0, label[half::2], q[half::2])
         counts[half] = torch.bincount(label[half::2], minlength=counts.shape[1])
 
-    def information(sums, counts):
+    def information(sums, counts):  # H(b) - H(b|v)
         q_v, p_v = sums / counts.clip(1)[:, None], counts / counts.sum()
         return torch.special.entr(p_v @ q_v).sum() - p_v @ torch.special.entr(q_v).sum(dim=1)
 
@@ -350,11 +326,10 @@ def bin_information(q, v):
 
 
 def top_factor(information, names, kld):
-    """For each latent, the factor it is most informative about, and that factor's share: z pairs (name, share).
+    """For each latent, the factor it is most informative about and that factor's share of its mutual information.
 
-    The share is I(z_j; v_best) / sum_k I(z_j; v_k), 0 to 1: a part of what this latent knows, not of the factor's entropy.
-    information: (z, K) nats, of latent_information; kld: (z,) nats. A dead latent, of at most ACTIVE nats, or one without
-    information gets None.
+    information: (z, K) nats, of latent_information; names: of the K factors; kld: (z,) nats.
+    Returns z pairs (name, share in [0, 1]), None for latents that are dead (KL of at most ACTIVE) or uninformative.
     """
     return [
         (names[row.argmax()], float(row.max() / row.sum())) if kl > ACTIVE and row.sum() > 0 else None
@@ -362,7 +337,7 @@ def top_factor(information, names, kld):
     ]
 
 
-# Metrics that need no factors.
+# Metrics without factors.
 
 
 def mean_kl(mu, logvar):
@@ -372,16 +347,15 @@ def mean_kl(mu, logvar):
 
 
 def active_latents(mu, logvar, threshold=ACTIVE):
-    """Number of latents with a mean KL over threshold nats: 0 to z."""
+    """Number of latents with a mean KL over threshold nats."""
     return int((mean_kl(mu, logvar) > threshold).sum())
 
 
 def total_correlation(codes):
-    """KL(N(m, S) || N(m, diag S)) in nats, m and S of codes: do latents depend on each other, at least linearly?
+    """KL(N(m, S) || N(m, diag S)) in nats, with m and S the mean and covariance of codes (Locatello et al., 2019).
 
-    As in Locatello et al. (2019): -1/2 log det of the matrix of correlations. 0 for uncorrelated
-    latents, no upper end. A constant latent depends on nothing. A latent that is a sum of others would
-    make it infinite: eigenvalues under 1e-6, what float32 can tell from 0, count as 1e-6, 6.9 nats each.
+    Equals -1/2 log det of the correlation matrix. Constant latents are left out. Eigenvalues under 1e-6, about the
+    precision of float32, count as 1e-6: linearly dependent latents would make it infinite.
     """
     codes = np.asarray(codes, dtype=np.float64)
     codes = codes[:, codes.std(axis=0) > 1e-7]
@@ -393,52 +367,57 @@ def total_correlation(codes):
 
 # All of them.
 
-METRICS = {"higgins_paper": higgins, "higgins": higgins, "factor_vae": factor_vae, "mig": mig, "dci": dci}
-METRICS |= {"sap": sap, "modularity": modularity}
-POINTS = dict(train=10_000, test=5_000)  # that classifiers learn from and are tested on
-FULL = {
-    "higgins_paper": dict(exclude=(0,), **POINTS, batch=64),
-    "higgins": dict(exclude=(), **POINTS, batch=64),
-    "factor_vae": dict(**POINTS, batch=64, variance_points=10_000, dead=0.05),
-    "mig": dict(points=10_000, bins=20),
-    "dci": POINTS,
-    "sap": POINTS,
-    "modularity": dict(points=10_000, bins=20),
+METRICS = {  # name: function, settings that are not its defaults
+    "higgins_paper": (higgins, dict(exclude=(0,))),
+    "higgins": (higgins, {}),
+    "factor_vae": (factor_vae, {}),
+    "mig": (mig, {}),
+    "dci": (dci, {}),
+    "sap": (sap, {}),
+    "modularity": (modularity, {}),
 }
-# Half the points for classifiers; mutual information keeps its own, because its bias depends on them. On the
-# coarser grid, MIG of the same model is higher: 20 bins suffice for its 16 positions and 20 orientations.
-HALF = {key: value // 2 for key, value in POINTS.items()}
-FAST = {name: {**values, **HALF} if "train" in values else values for name, values in FULL.items()}
-SETTINGS = {"full": FULL, "fast": {**FAST, "dci": None}}
+
+
+def settings_of(level):
+    """Keyword arguments of each metric at a level; None for a metric that is left out.
+
+    "full": as published. "fast": no DCI, and half the points for classifiers. MIG and modularity keep theirs, as their
+    bias depends on it; yet on the coarser grid MIG is higher, as 20 bins separate 16 positions and 20 orientations.
+    """
+    settings = {
+        name: {**(metric.__kwdefaults__ or {}), **changed} for name, (metric, changed) in METRICS.items()
+    }
+    if level == "fast":
+        for each in settings.values():
+            each |= {key: each[key] // 2 for key in ("train", "test") if key in each}
+        settings["dci"] = None
+    return settings
 
 
 def score(mu, logvar, factors, level="full", seed=0):
-    """Every metric of a model: a dict of numbers, and of all settings under "settings".
+    """Every metric of a model, {name: number}, and all settings under "settings".
 
-    mu, logvar: (N, z); factors: (N, K), a full grid in its order whose factor 0 is shape; level:
-    "fast", which leaves out DCI (None), or "full".
+    mu, logvar: (N, z); factors: (N, K), a full grid in its order with shape as factor 0; level: "full" or "fast".
     """
-    scores, jobs = {}, torch.get_num_threads()
-    for name, settings in (bar := progress(SETTINGS[level].items(), desc="metrics", unit="metric")):
-        bar.set_postfix_str(name, refresh=False)
-        options = dict(settings or {}, seed=seed, **({"jobs": jobs} if name == "dci" else {}))
-        value = METRICS[name](mu, factors, **options) if settings else None
+    scores, settings = {}, settings_of(level)
+    for name, (metric, _) in progress(METRICS.items(), desc="metrics", unit="metric"):
+        value = metric(mu, factors, seed, **settings[name]) if settings[name] is not None else None
         if name == "dci":
             value = value or dict.fromkeys(("disentanglement", "completeness", "informativeness"))
             scores |= {f"dci_{part}": value[part] for part in value}
         else:
             scores[name] = value
+    scores |= dict(active_latents=active_latents(mu, logvar), total_correlation=total_correlation(mu))
     about = dict(
         level=level, seed=seed, images=len(mu), factor_sizes=grid_sizes(np.asarray(factors)).tolist()
     )
-    about |= {**SETTINGS[level], "active_latents": dict(threshold=ACTIVE)}
+    about |= {**settings, "active_latents": dict(threshold=ACTIVE)}
     about |= dict(logistic_regression=LOGISTIC, linear_svm=SVM, boosted_trees=BOOSTING)
-    scores |= dict(active_latents=active_latents(mu, logvar), total_correlation=total_correlation(mu))
     return {**scores, "settings": about}
 
 
 def table(scores):
-    """Scores as text, a line each."""
+    """Scores as text, one per line."""
     lines = []
     for name, value in scores.items():
         if name not in ("latents", "settings"):

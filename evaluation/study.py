@@ -1,4 +1,4 @@
-"""Results of many runs: a table of means and deviations, and a picture. Knows folders, nothing of flags."""
+"""Results of many runs: a table of means and standard deviations, and a picture."""
 
 import csv
 import io
@@ -13,33 +13,32 @@ from viz import figures
 
 
 class Result(NamedTuple):
-    """Where a run stands, as a row of summary.csv has it."""
+    """One run of a study, a row of summary.csv."""
 
     run: str  # its name
-    settings: dict  # what distinguishes it from the other runs, as typed; the seed last
+    settings: dict  # {flag: value as typed}, those that differ between runs, and the seed
     finished: bool
-    numbers: dict  # of read_numbers(), or empty
+    numbers: dict  # of read_numbers(); empty if there are none
 
     @property
     def setting(self):
-        """All settings but the seed, in a line."""
+        """All settings except the seed, as text."""
         return ", ".join(f"{name}={text}" for name, text in self.settings.items() if name != "seed")
 
 
 def iterations(folder):
-    """The last iteration in the log of a run's folder; 0 without one."""
+    """The last iteration in the log of a run's folder; 0 without one. Fast, for progress bars."""
     try:
         rows = (Path(folder) / "log.csv").read_bytes().split(b"\n")[:-1]  # complete ones
         return int(rows[-1].split(b",")[0])
-    except (OSError, ValueError, IndexError):  # no log, only its header, no rows
+    except (OSError, ValueError, IndexError):  # no log, only a header, no rows
         return 0
 
 
 def read_numbers(folder, level="none"):
-    """Losses (nats), active latents and scores of a run's folder at its last iteration, as a dict.
+    """Losses (nats), active latents and scores of a run's folder at its last iteration; None if they cannot be read.
 
-    level: the level of --metrics whose scores must be there; with "none", none are read. None where the log or the
-    scores cannot be read.
+    level: of --metrics, at which the scores must have been computed; "none": do not read scores.
     """
     try:
         last = {name: values[-1] for name, values in read_log(Path(folder) / "log.csv").items()}
@@ -60,7 +59,7 @@ def read_numbers(folder, level="none"):
 
 
 def write(folder, name, results):
-    """Writes summary.csv of all results that have numbers, and summary.md and summary.png of finished ones."""
+    """Writes summary.csv of all results with numbers, and summary.md and summary.png of the finished ones."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = [
         {"run": each.run, **each.settings, "finished": each.finished, **each.numbers}
@@ -68,43 +67,37 @@ def write(folder, name, results):
         if each.numbers
     ]
     table = io.StringIO()
-    columns = dict.fromkeys(column for row in rows for column in row)
-    writer = csv.DictWriter(table, columns, lineterminator="\n")
+    writer = csv.DictWriter(table, dict.fromkeys(key for row in rows for key in row), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    put(folder / "summary.csv", table.getvalue())
-
     finished = [each for each in results if each.finished]
-    put(folder / "summary.md", markdown(name, finished, len(results)))
+    texts = {"summary.csv": table.getvalue(), "summary.md": markdown(name, finished, len(results))}
+    for file_name, text in texts.items():
+        with atomic_file(folder / file_name) as file:
+            file.write(text.encode())
     if finished:
         figures.study(by_setting(finished, name), folder / "summary.png")
 
 
-def put(path, text):
-    with atomic_file(path) as file:
-        file.write(text.encode())
-
-
 def by_setting(results, name):
-    """{metric: {setting: its values, a run each}} of what all runs have; where no setting varies, it is called name."""
+    """{metric: {setting: one value per run}} for metrics that all runs have; name: of the setting if none varies."""
     values = {}
     for metric in results[0].numbers if results else ():
         if metric != "iterations" and all(metric in each.numbers for each in results):
+            values[metric] = {each.setting or name: [] for each in results}
             for each in results:
-                values.setdefault(metric, {}).setdefault(each.setting or name, []).append(
-                    each.numbers[metric]
-                )
+                values[metric][each.setting or name].append(each.numbers[metric])
     return values
 
 
 def markdown(name, results, total):
-    """A table of mean, standard deviation and number of the finished runs, a line a setting."""
+    """A table of mean, standard deviation and number of the finished runs, one line per setting."""
     values = by_setting(results, name)
     lines = [
         f"# {name}",
         "",
-        f"{len(results)} of {total} runs are finished; of those, mean ± standard deviation (n - 1) over n runs. "
-        "Losses and KL in nats, as in the last row of log.csv.",
+        f"{len(results)} of {total} runs are finished. Mean ± standard deviation (n - 1) over n runs; "
+        "losses and KL in nats, from the last row of log.csv.",
         "",
         f"| setting | n | {' | '.join(values)} |",
         "|---" * (len(values) + 2) + "|",

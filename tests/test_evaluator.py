@@ -65,7 +65,7 @@ def oracle():
 
 @pytest.fixture
 def quick(monkeypatch):
-    """Scores on few images, whatever the level."""
+    """Scores from few images and points, whatever the level."""
 
     def few(sizes, level="full"):
         values = [range(0, size, math.ceil(size / 5)) for size in sizes]
@@ -74,46 +74,42 @@ def quick(monkeypatch):
 
     monkeypatch.setattr(metrics, "subgrid", few)
     monkeypatch.setitem(metrics.BOOSTING, "n_estimators", 2)
-    monkeypatch.setattr(metrics, "SETTINGS", {
-        level: {name: each and {**each, **{part: 200 for part in ("train", "test") if part in each}}
-                for name, each in settings.items()}
-        for level, settings in metrics.SETTINGS.items()
-    })  # fmt: skip
+    for name, (metric, changed) in metrics.METRICS.items():
+        points = dict(train=200, test=200) if "train" in metric.__kwdefaults__ else {}
+        monkeypatch.setitem(metrics.METRICS, name, (metric, changed | points))
 
 
-def test_latents_are_named_by_what_they_know_and_dead_ones_are_not(oracle):
-    kl, information = oracle.quick_information()
-    assert kl[2] < 1e-6 < 1 < kl[:2].min()
-    assert information.argmax(axis=1)[:2].tolist() == [1, 0] and information[2].max() < 1e-6
-    _, top_factor = oracle.name_latents()
-    assert [top[0] for top in top_factor[:2]] == ["x", "size"] and top_factor[2] is None
-
-
-def test_one_model_has_one_number_whatever_the_level_the_seed_and_what_was_asked_before(
+def test_the_same_images_name_latents_at_each_level_and_seed_and_dead_latents_have_no_name(
     oracle, tmp_path, quick
 ):
     full, fast = (oracle.score(level, tmp_path / level, draw=False) for level in ("full", "fast"))
-    oracle.draw(tmp_path)
     again = Evaluator(Oracle(), Squares(), seed=7).score("fast", tmp_path / "again", draw=False)
     assert full["latents"] == fast["latents"] == again["latents"]
+    assert [latent["top_factor"] for latent in full["latents"]] == ["x", "size", None]
     kl, information = oracle.quick_information()
+    assert kl[2] < 1e-6 < 1 < kl[:2].min() and information[2].max() < 1e-6
     for j, latent in enumerate(full["latents"]):
         assert latent["kl"] == kl[j] and list(latent["information"].values()) == information[j].tolist()
-    assert [latent["top_factor"] for latent in full["latents"]] == ["x", "size", None]
     assert full["latents"][0]["share"] == pytest.approx(information[0].max() / information[0].sum())
 
 
-def test_scores_are_written_with_what_the_caller_says_of_the_run(oracle, tmp_path, quick, capsys):
+def test_scores_of_the_means_on_the_grid_of_the_level_are_written_with_what_the_caller_adds(
+    oracle, tmp_path, monkeypatch, capsys
+):
+    seen = []
+    monkeypatch.setattr(metrics, "subgrid", lambda sizes, level: (np.array([7, 3]), level))
+    monkeypatch.setattr(metrics, "score", lambda *args: seen.append(args) or {"mig": 0.25, "settings": {}})
     scores = oracle.score("fast", tmp_path / "new" / "folder", {"iter": 7}, draw=False)
+    (mu, logvar, factors, level), expected = seen[0], Oracle().encode(Squares().batch([7, 3]))
+    assert torch.equal(mu, expected[0]) and torch.equal(logvar, expected[1]) and factors == level == "fast"
     path = tmp_path / "new" / "folder" / "metrics.json"
-    assert json.loads(path.read_text()) == json.loads(json.dumps(scores))
+    assert json.loads(path.read_text()) == scores and scores["settings"] == {"iter": 7}
     assert [each.name for each in path.parent.iterdir()] == ["metrics.json"]
-    assert scores["settings"]["iter"] == 7 and scores["settings"]["level"] == "fast"
     printed = capsys.readouterr().out
-    assert f"mig                   {scores['mig']:.3f}" in printed and str(path) in printed
+    assert "mig                   0.250" in printed and str(path) in printed
 
 
-def test_pictures_are_the_same_for_a_seed_and_leave_all_random_numbers_alone(tmp_path):
+def test_pictures_are_the_same_for_a_seed_and_use_no_global_random_numbers(tmp_path):
     net, before = BetaVAE_B(), torch.get_rng_state()
     numpy_before = np.random.get_state()[1].tolist()
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
@@ -136,40 +132,42 @@ def drawn(monkeypatch):
 
 def test_all_seeds_are_traversed_from_their_means_in_one_picture(drawn, tmp_path):
     data = Squares()
-    Evaluator(Oracle(), data).draw(tmp_path, kld=[3.0, 2.0, 0.0])
-    images, seeds, kld, _, path = drawn["traversals"]
+    top_factor = Evaluator(Oracle(), data).draw(tmp_path, kld=[3.0, 0.0, 2.0])  # given, not measured
+    images, seeds, kld, named, path = drawn["traversals"]
     assert path.name == "traverse.png" and drawn["animation"][-1].name == "traverse.gif"
-    assert list(seeds) == drawn["animation"][1] == ["small", "large"] and kld == [3.0, 2.0, 0.0]
+    assert list(seeds) == drawn["animation"][1] == ["small", "large"] and kld == [3.0, 0.0, 2.0]
+    assert named == top_factor and [top and top[0] for top in top_factor] == ["x", "size", None]
     assert torch.equal(torch.stack(list(seeds.values())), data.batch(torch.tensor([0, 119])))
-    grey = images[..., 0, 0, 0]  # 2 seeds, 2 latents, 19 values
+    grey = images[..., 0, 0, 0]  # 2 seeds, 2 latents (z_0 and z_2), 19 values
     assert torch.allclose(grey[:, 0], torch.sigmoid(torch.linspace(-3, 3, 19)))
     z_0 = torch.tensor([-2.0, 2.0])  # of the two images
     assert torch.allclose(grey[:, 1], torch.sigmoid(z_0)[:, None].expand(-1, 19))
     x, x_recon, _ = drawn["reconstruction"]
     assert x.shape == (20, 1, 64, 64) and torch.equal(x_recon, Oracle().decode(Oracle().encode(x)[0]))
+    assert torch.equal(drawn["factors"][1], Oracle().encode(x[:5])[0])
 
 
-def test_data_without_factors_or_seeds_are_drawn_from_an_image_and_a_random_code_and_not_scored(
-    drawn, tmp_path
-):
-    looked = Evaluator(Oracle(), Unknown())
-    assert looked.draw(tmp_path) is None
-    _, seeds, _, top_factor, _ = drawn["traversals"]
+def test_data_without_factors_are_drawn_from_an_image_and_a_random_code_and_not_scored(drawn, tmp_path):
+    unknown = Evaluator(Oracle(), Unknown())
+    assert unknown.draw(tmp_path) is None
+    images, seeds, _, top_factor, _ = drawn["traversals"]
     assert list(seeds) == ["image", "random"] and seeds["random"] is None and top_factor is None
-    assert looked.quick_information()[1] is None and looked.quick_information()[0][2] < 1e-6
-    looked.check("none")
-    for level in ("fast", "full"):
-        with pytest.raises(UserError, match="known factors"):
-            looked.check(level)
+    assert torch.allclose(images[1, 1, :, 0, 0, 0], torch.sigmoid(unknown.random_z[0]).expand(19))
+    assert unknown.quick_information()[1] is None and unknown.quick_information()[0][2] < 1e-6
+    with pytest.raises(UserError, match="known factors"):
+        unknown.score("fast", tmp_path)
 
 
-def test_codes_are_written_with_the_factors_of_each_image(oracle, tmp_path):
+def test_codes_are_written_in_order_with_the_factors_of_each_image(oracle, tmp_path):
     oracle.encode(tmp_path / "codes.npz")
     codes = np.load(tmp_path / "codes.npz")
     mu, logvar = Oracle().encode(Squares().batch(torch.arange(120)))
     assert np.array_equal(codes["mu"], mu) and np.array_equal(codes["logvar"], logvar)
+    assert codes["mu"].dtype == codes["logvar"].dtype == np.float32
     assert np.array_equal(np.ravel_multi_index(codes["factors"].T, (4, 5, 6)), np.arange(120))
     assert codes["factor_names"].tolist() == ["size", "x", "y"]
+    some, _ = metrics.encode_all(Oracle(), Squares(), np.array([50, *range(20)]), batch_size=16)
+    assert torch.equal(some, mu[[50, *range(20)]])
     Evaluator(Oracle(), Unknown()).encode(tmp_path / "codes.npz")
     assert sorted(np.load(tmp_path / "codes.npz")) == ["logvar", "mu"]
 
@@ -177,14 +175,10 @@ def test_codes_are_written_with_the_factors_of_each_image(oracle, tmp_path):
 FILE_PICTURES = {"reconstruction_files.png", "traverse_files.png", "traverse_files.gif"}
 
 
-def test_images_of_the_user_are_reconstructed_and_traversed(oracle, tmp_path):
+def test_an_image_of_the_user_is_resized_to_what_the_network_takes(tmp_path):
     image = np.zeros((128, 128, 3), np.uint8)
     image[:16, 32:48] = 255  # a square of side 8 at x = 2, once it is halved
-    files = [tmp_path / "a.png", str(tmp_path / "b.png")]
-    for file in files:
-        Image.fromarray(image).save(file)
-    oracle.draw_files(files, tmp_path / "out")
-    assert {path.name for path in (tmp_path / "out").iterdir()} == FILE_PICTURES
+    Image.fromarray(image).save(tmp_path / "a.png")
     x = evaluator.read_image(tmp_path / "a.png", 3, 64)
     assert x.shape == (3, 64, 64) and x.dtype == torch.float32
     assert x[:, :7, 17:23].min() == 1 and x[:, 12:].max() == 0
@@ -200,12 +194,12 @@ def test_an_image_that_cannot_be_read_is_named_and_nothing_is_written(oracle, tm
 
 
 def test_the_page_starts_from_the_seeds_and_eight_more_images_with_the_names_of_latents(tmp_path):
-    looked = Evaluator(BetaVAE_B(), Squares())
-    looked.write_page(tmp_path / "explore.html", "a title")
+    evaluator = Evaluator(BetaVAE_B(), Squares())
+    evaluator.write_page(tmp_path / "explore.html", "a title")
     page = (tmp_path / "explore.html").read_text()
     model = json.loads(re.search(r'\{"title": .*\}', page)[0])
     assert model["title"] == "a title" and len(model["seeds"]) == 10
-    mu, _ = looked.net.encode(Squares().batch(torch.tensor([0, 119])))
+    mu, _ = evaluator.net.encode(Squares().batch(torch.tensor([0, 119])))
     assert torch.allclose(torch.tensor([seed["mu"] for seed in model["seeds"][:2]]), mu, atol=1e-5)
     assert any(re.fullmatch(r"(size|x|y) \d+ %", name) for name in model["names"])
 
@@ -250,32 +244,22 @@ def test_what_cannot_be_scored_or_drawn_is_said_before_training(runs, monkeypatc
     assert "2 latents" in runs.refused("run", "--metrics fast --z_dim 1")
     assert "none.png" in runs.refused("run", "--image", runs.folder / "none.png")
     monkeypatch.setattr("dataset.DSprites.factor_sizes", None)
-    error = runs.refused("run", "--metrics fast")
-    assert "known factors" in error and "--metrics none" in error
+    assert "known factors" in runs.refused("run", "--metrics fast")
     assert {path.name for path in runs.folder.rglob("*") if path.is_file()} <= {"lock", "lock.pid"}
 
 
-def test_codes_of_a_checkpoint_are_written_without_training_or_drawing(runs, monkeypatch):
+def test_codes_and_pictures_of_images_are_written_at_the_end_of_a_training_or_without_one(runs, monkeypatch):
     monkeypatch.setattr("dataset.DSprites.__len__", lambda data: 100)
     monkeypatch.setattr(metrics, "subgrid", lambda sizes: (None, np.zeros((100, 5), int)))
-    runs.run("run", "--max_iter 4 --save_output no")
-    codes = runs.folder / "codes.npz"
-    runs.run("run", "--train False --save_output False --encode", codes)
-    written = np.load(codes)
-    solver = runs.solver("run", "--train False")
-    mu, logvar = solver.net.encode(solver.data.batch(torch.arange(100)))
-    assert np.allclose(written["mu"], mu.detach(), atol=1e-5)
-    assert np.allclose(written["logvar"], logvar.detach(), atol=1e-5)
-    assert not list(runs.outputs("run").rglob("*.png"))
-
-
-def test_images_are_drawn_at_the_end_of_a_training_which_resumes_with_and_without_them(runs):
-    files = [runs.folder / "a.png", runs.folder / "b.png"]
+    files, codes = [runs.folder / "a.png", runs.folder / "b.png"], runs.folder / "codes.npz"
     for file in files:
         Image.new("RGB", (80, 80), "white").save(file)
     runs.run("run", "--max_iter 4 --save_output no --image", *files)
     assert {path.name for path in (runs.outputs("run") / "4").iterdir()} == FILE_PICTURES
     assert read_checkpoint(runs.checkpoint("run"))["arguments"]["image"] == list(map(str, files))
     assert "resumed at iteration 4" in runs.run("run", "--max_iter 6 --save_output no").stdout
-    runs.run("run", "--train False --save_output no --image", files[0])
+    runs.run("run", "--train False --save_output no --encode", codes, "--image", files[0])
     assert {path.name for path in (runs.outputs("run") / "6").iterdir()} == FILE_PICTURES
+    solver = runs.solver("run", "--train False")
+    mu, _ = solver.net.encode(solver.data.batch(torch.arange(100)))
+    assert np.allclose(np.load(codes)["mu"], mu.detach(), atol=1e-5)
