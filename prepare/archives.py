@@ -81,12 +81,8 @@ def why_skipped(name, size):
 
 def list_folder(folder, leave_out, skipped):
     """Yield name, size and read of each file in a folder and below; links are followed, but never in circles."""
-    seen = {str(parent) for parent in folder.resolve().parents} | {
-        os.path.realpath(each) for each in leave_out
-    }
-    walk = os.walk(
-        folder, followlinks=True, onerror=lambda error: skipped.add("cannot be listed", error.filename)
-    )
+    seen = {os.path.realpath(each) for each in (*folder.resolve().parents, *leave_out)}
+    walk = os.walk(folder, onerror=lambda e: skipped.add("cannot be listed", e.filename), followlinks=True)
     for place, subfolders, names in walk:
         here, real = Path(place), os.path.realpath(place)
         if here != folder and (real in seen or "args.json" in names):

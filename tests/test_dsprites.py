@@ -3,7 +3,6 @@
 import hashlib
 import io
 import re
-import signal
 import subprocess
 import sys
 import zipfile
@@ -12,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from helpers import ROOT, wait_for
+from helpers import ROOT
 from images import refusal
 from prepare import dsprites, official_dsprites, sets
 from prepare.sets import find_dsprites
@@ -60,23 +59,6 @@ def test_an_array_that_cannot_be_read_is_reported_as_such(tmp_path, capsys):
 def test_another_drawing_than_the_reference_is_not_used(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(dsprites, "render", lambda: np.zeros((737280, 64, 8), np.uint8))
     assert "differs from the reference drawing" in refusal(capsys, "dsprites", "--dset_dir", tmp_path)
-
-
-def test_a_signal_while_the_set_is_written_leaves_no_file(tmp_path):
-    code = (
-        "import sys, time, pathlib\n"
-        "from prepare import dsprites; from prepare.__main__ import main\n"
-        "def draw():\n"
-        f"    pathlib.Path({str(tmp_path)!r}, 'drawing').touch(); time.sleep(60)\n"
-        "dsprites.render = draw\n"
-        f"sys.exit(main(['dsprites', '--dset_dir', {str(tmp_path / 'data')!r}]))"
-    )
-    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
-    wait_for(tmp_path / "drawing", process)
-    assert len(list((tmp_path / "data").iterdir())) == 1
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(30) == 143
-    assert list((tmp_path / "data").iterdir()) == []
 
 
 # The official file.

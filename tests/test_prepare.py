@@ -164,7 +164,7 @@ def test_an_interrupted_preparation_leaves_the_old_set_and_starts_again(tmp_path
     while "preparing 600" not in process.stdout.readline():
         assert process.poll() is None
     process.send_signal(number)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=600)
     assert process.returncode == status
     assert "Traceback" not in err and (number != signal.SIGINT or "interrupted" in err)
     assert all((folder / name).read_bytes() == data for name, data in old.items())
@@ -183,7 +183,7 @@ def test_two_processes_may_prepare_the_same_data_at_once(tmp_path, name):
     command = [sys.executable, "-m", "prepare", name, "--dset_dir", tmp_path / "data"]
     command += ["--archive", tmp_path / "in.zip"] * (name == "celeba")
     both = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL) for _ in range(2)]
-    assert [process.wait(100) for process in both] == [0, 0]
+    assert [process.wait(600) for process in both] == [0, 0]
     names = {path.name for path in (tmp_path / "data").iterdir()}
     if name == "dsprites":
         assert names == {"dsprites_64x64_packed.npy"}
