@@ -37,6 +37,7 @@ SETS = {
     "dsprites": DataSet(
         "dSprites",
         (NPZ, f"dsprites-dataset/{NPZ}", f"dsprites/{NPZ}"),
+        channels=1,
         distribution="bernoulli",
         url=f"https://github.com/google-deepmind/dsprites-dataset/raw/master/{NPZ}",
         hash=f"md5:{official_dsprites.MD5}",
@@ -81,30 +82,30 @@ def find_images(name, dset_dir, size, archive=None, crop=None, channels=None, wo
     leave_out: folders that are not searched for images.
     """
     spec, path = SETS[name], Path(dset_dir, f"{name}_{size}x{size}.npy")
-    made = read_manifest(path)
-    before = Path(dset_dir, made.get("source", "nowhere"))
+    manifest = read_manifest(path)
+    before = Path(dset_dir, manifest.get("source", "nowhere"))
     source = archive or (before if before.exists() else None)  # None: the array is all that training needs
     settings = {
         "version": VERSION,
-        "stamp": stamp(source, leave_out) if source else made.get("stamp"),
-        "crop": made.get("crop", spec.crop) if crop is None else crop,
-        "channels": channels or made.get("channels", spec.channels),
+        "stamp": stamp(source, leave_out) if source else manifest.get("stamp"),
+        "crop": manifest.get("crop", spec.crop) if crop is None else crop,
+        "channels": channels or manifest.get("channels", spec.channels),
     }
-    changed = [key for key in settings if settings[key] != made.get(key)]
-    images = None if changed else load_array(path, made.get("crc32"))
+    changed = [key for key in settings if settings[key] != manifest.get(key)]
+    images = None if changed else load_array(path, manifest.get("crc32"))
     if images is None:
         fault = f"was made from other images or settings ({', '.join(changed)})" if changed else "is damaged"
         source = source or first_there(name, dset_dir)
         if source is None:
-            gone = f"{path} {fault}, and its images are gone: " if made else ""
+            gone = f"{path} {fault}, and its images are gone: " if manifest else ""
             raise UserError(gone + how_to_get(name, dset_dir))
         if path.exists():
             say(f"{path} {fault}: making it again")
         settings["stamp"] = stamp(source, leave_out)
-        made = make_images(name, path, source, size, settings, workers, leave_out)
-        images = load_array(path, made["crc32"])
-    say(f"{spec.title}: {describe(made)}, from {Path(dset_dir, made['source']).resolve()}")
-    return images, made
+        manifest = make_images(name, path, source, size, settings, workers, leave_out)
+        images = load_array(path, manifest["crc32"])
+    say(f"{spec.title}: {describe(manifest)}, from {Path(dset_dir, manifest['source']).resolve()}")
+    return images, manifest
 
 
 def make_images(name, path, source, size, settings, workers, leave_out):
@@ -114,18 +115,18 @@ def make_images(name, path, source, size, settings, workers, leave_out):
         if not images:
             raise UserError(f"no image in {source}: {skipped or 'it is empty'}")
         say(f"preparing {len(images):,} images of {source} into {path}")
-        made = make_array(path, images, size, settings["crop"], settings["channels"], workers)
-    skipped |= made["skipped"]
+        array = make_array(path, images, size, settings["crop"], settings["channels"], workers)
+    skipped |= array["skipped"]
     inside = Path(source).resolve().is_relative_to(path.parent.resolve())  # so that dset_dir may be moved
     where = os.path.relpath(source, path.parent) if inside else str(Path(source).resolve())
-    manifest = {**settings, **made, "source": where, "skipped": skipped}
+    manifest = {**settings, **array, "source": where, "skipped": skipped}
     write_manifest(path, manifest)
     if skipped:
         say(f"skipped {skipped}")
-    if made["depth"]:
-        say(f"16-bit images: of the {made['depth']} bits in use the upper 8 are kept")
-    if made["count"] < SETS[name].images:
-        say(f"the official set has {SETS[name].images:,} images, this one {made['count']:,}")
+    if manifest["depth"]:
+        say(f"16-bit images: of the {manifest['depth']} bits in use the upper 8 are kept")
+    if manifest["count"] < SETS[name].images:
+        say(f"the official set has {SETS[name].images:,} images, this one {manifest['count']:,}")
     return manifest
 
 
