@@ -1,28 +1,20 @@
-"""Data sets as objects: len(), channels, known factors and batch(indices).
+"""Data sets as training sees them: len(), channels, known factors and batch(indices).
 
-What they hold is found, or made first, by prepare/sets.py, which also has the table of data sets.
+prepare/ makes them; prepare/sets.py has the table of data sets.
 """
 
 import numpy as np
 import torch
 
 from prepare import dsprites
-from prepare.sets import (
-    DATASETS,
-    MOST_WORKERS,
-    SETS,
-    default_distribution,
-    describe,
-    find_dsprites,
-    find_images,
-)
+from prepare.sets import DATASETS, MOST_WORKERS, default_distribution, describe, find_dsprites, find_images
 from utils import UserError, say
 
 __all__ = ["DATASETS", "MOST_WORKERS", "DSprites", "Images", "default_distribution", "return_data"]
 
 
 def return_data(args, device="cpu"):
-    """The data set args.dataset, from or into the folder args.dset_dir, prepared first if need be.
+    """The data set args.dataset, prepared in the folder args.dset_dir if need be.
 
     Returns an object with
         len()           number of images
@@ -41,14 +33,9 @@ def return_data(args, device="cpu"):
         packed, fingerprint = find_dsprites(args.dset_dir)
         say(fingerprint)
         return DSprites(packed, fingerprint, device)
-    images, manifest = find_images(
-        args.dataset,
-        args.dset_dir,
-        size,
-        workers=args.num_workers,
-        leave_out=(args.output_dir, args.ckpt_dir),
-    )
-    return Images(images, f"{size}x{size}, {describe(manifest)}", SETS[args.dataset].distribution, device)
+    options = dict(workers=args.num_workers, leave_out=(args.output_dir, args.ckpt_dir))
+    images, manifest = find_images(args.dataset, args.dset_dir, size, **options)
+    return Images(images, f"{size}x{size}, {describe(manifest)}", default_distribution(args.dataset), device)
 
 
 class DSprites:
@@ -58,7 +45,7 @@ class DSprites:
     """
 
     channels = 1
-    distribution = SETS["dsprites"].distribution
+    distribution = default_distribution("dsprites")
     factor_names = dsprites.FACTOR_NAMES
     factor_sizes = dsprites.FACTOR_SIZES
     # The largest of each shape, upright, in the middle.
@@ -101,6 +88,5 @@ class Images:
         return len(self.images)
 
     def batch(self, indices):
-        # B, C, size, size uint8; index_select is faster than [indices]
-        rows = self.images.index_select(0, indices.to(self.images.device))
-        return rows.to(self.device).float().div_(255)
+        rows = self.images.index_select(0, indices.to(self.images.device))  # faster than [indices]
+        return rows.to(self.device).float().div_(255)  # B, C, size, size

@@ -11,7 +11,7 @@ main.py does the same by itself if the images are in --dset_dir already, as an a
 import argparse
 import sys
 
-from prepare.sets import DATASETS, MOST_WORKERS, SETS, find_dsprites, find_images
+from prepare.sets import DATASETS, SETS, find_dsprites, find_images
 from utils import Parser, count, run_cli, say
 
 
@@ -28,13 +28,13 @@ def make_parser():
     add("dataset", type=str.lower, choices=DATASETS, help="data set, in any case")
     add("--dset_dir", default="data", help="folder of the data sets; of the images, for the data set folder")
     add("--archive", help="zip, tar or folder of the images, or npz file of dSprites, if not where it is looked for")
-    add("--download", action="store_true", help="fetch the official file into dset_dir, unless it is there")
+    add("--download", action="store_true", help="download the official file into dset_dir, unless it is there")
     add("--image_size", type=count, default=64, help="side of the prepared images in pixels")
     add("--crop", type=count, help="side in pixels of the centre square that is kept; 0: the whole frame; without: "
         "as prepared before, at first CelebA 0 (later papers 148), chairs 400")
     add("--channels", type=int, choices=[1, 3],
         help="1: grey, 3: colour; without: as prepared before, at first chairs 1, others 3")
-    add("--num_workers", type=count, default=2, help="threads that decode images; 0: none but the main one")
+    add("--num_workers", type=count, default=2, help="number of threads that decode images")
     # fmt: on
     return parser
 
@@ -47,16 +47,8 @@ def parse(argv=None):
         parser.error("dSprites is 64x64 and grey: --crop, --channels and --image_size are for sets of images")
     if args.download and (args.archive is not None or not SETS[args.dataset].url):
         parser.error("--download is for sets that have an official file, and does not go with --archive")
-    for name, least, most in (
-        ("crop", 0, 2**15),
-        ("num_workers", 0, MOST_WORKERS),
-        ("image_size", 1, 2**12),
-    ):
-        value = getattr(args, name)
-        if value is not None and not least <= value <= most:
-            parser.error(f"--{name} must be {least} to {most}, not {value}")
-    if not args.dset_dir or args.archive == "":
-        parser.error("--dset_dir and --archive name a folder or file")
+    if min(args.image_size - 1, args.crop or 0, args.num_workers) < 0:
+        parser.error("--image_size must be at least 1, --crop and --num_workers at least 0")
     return args
 
 
@@ -67,10 +59,10 @@ def run(args):
 
         archive = fetch(SETS[args.dataset].url, SETS[args.dataset].hash, args.dset_dir)
     if args.dataset == "dsprites":
-        return say(find_dsprites(args.dset_dir, archive)[1])
-    find_images(
-        args.dataset, args.dset_dir, args.image_size, archive, args.crop, args.channels, args.num_workers
-    )  # fmt: skip
+        say(find_dsprites(args.dset_dir, archive)[1])
+    else:
+        settings = args.image_size, archive, args.crop, args.channels, args.num_workers
+        find_images(args.dataset, args.dset_dir, *settings)
 
 
 def main(argv=None):

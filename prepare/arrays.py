@@ -1,13 +1,11 @@
-"""Prepared sets on disk: an array in npy format, memory-mapped, and a manifest in JSON beside it."""
+"""Prepared sets on disk: an array in npy format, mapped into memory, and a manifest in JSON beside it."""
 
 import json
-import os
-import shutil
 import zlib
 
 import numpy as np
 
-from utils import UserError, atomic_file
+from utils import atomic_file
 
 
 def write_header(file, shape):
@@ -18,7 +16,7 @@ def write_header(file, shape):
 
 
 def file_crc32(file, start):
-    """CRC-32 of an open file from byte start on. Read, not mapped, so it does not count as memory of the process."""
+    """CRC-32 of an open file from byte start on. Read, not mapped, so that it does not count as memory in use."""
     crc32 = 0
     file.seek(start)
     while data := file.read(2**22):
@@ -26,53 +24,27 @@ def file_crc32(file, start):
     return crc32
 
 
-def load_array(path, shape, crc32):
-    """Memory-map a prepared array, uint8 of that shape; None if it is not there or its bytes have another CRC-32."""
+def load_array(path, crc32):
+    """Map a prepared array into memory, uint8; None if there is none, or its bytes have another CRC-32."""
     if not path.exists():
         return None
-    with open(path, "rb") as file:  # errors of reading are the caller's to see
+    with open(path, "rb") as file:  # what cannot be opened is an error, what is damaged is not
         try:
             array = np.load(path, mmap_mode="c")  # "c": torch wants it writable; the file stays as it is
         except Exception:  # numpy raises a dozen types for damaged headers
             return None
-        if array.dtype != np.uint8 or array.shape != tuple(shape):
-            return None
-        return array if file_crc32(file, array.offset) == crc32 else None
-
-
-def manifest_path(path):
-    return path.with_suffix(".json")
+        whole = array.dtype == np.uint8 and file_crc32(file, array.offset) == crc32
+        return array if whole and file.tell() == array.offset + array.nbytes else None
 
 
 def read_manifest(path):
-    """The manifest of the array at path, a dict; empty if there is none that can be read."""
+    """The manifest of the array at path, a dict; empty if there is none or it is damaged."""
     try:
-        manifest = json.loads(manifest_path(path).read_text())
-    except (OSError, ValueError, RecursionError):
+        return dict(json.loads(path.with_suffix(".json").read_bytes()))
+    except (OSError, ValueError, TypeError):
         return {}
-    return manifest if isinstance(manifest, dict) else {}
 
 
 def write_manifest(path, manifest):
-    with atomic_file(manifest_path(path)) as file:
+    with atomic_file(path.with_suffix(".json")) as file:
         file.write(json.dumps(manifest, indent=2).encode())
-
-
-def check_room(path, size, elsewhere):
-    """UserError if path cannot be written, or fewer than size bytes are free.
-
-    elsewhere: the command that prepares the set in another folder.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        writable = os.access(path.parent, os.W_OK)
-    except OSError:
-        writable = False
-    if not writable:
-        raise UserError(
-            f"{path.parent} cannot be written to. To prepare the set elsewhere, and use it with --dset_dir OTHER:\n"
-            f"    {elsewhere}"
-        )
-    free = shutil.disk_usage(path.parent).free
-    if free < size:
-        raise UserError(f"{path} will take {size / 1e6:,.1f} MB, and {free / 1e6:,.1f} MB are free")

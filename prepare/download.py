@@ -1,4 +1,4 @@
-"""Fetches the official files of the data sets; their hashes are checked."""
+"""Downloads the official files of the data sets and checks their hashes."""
 
 import logging
 from pathlib import Path
@@ -6,20 +6,19 @@ from pathlib import Path
 import pooch
 import requests
 
-from utils import UserError, progress
+from utils import UserError, progress, say
 
 
 def fetch(url, known_hash, folder):
-    """Fetch a file into folder, unless one of its name is there; returns its path.
+    """Download a file into folder, unless it is there; returns its path. known_hash: "md5:..." or "sha256:...".
 
-    known_hash: as pooch has it, "md5:..." or "sha256:...". A file with another hash, and what a transfer that failed
-    has left, are removed; a UserError says why.
+    Of a download that fails or has another hash nothing is left; a UserError says why.
     """
     path = Path(folder).absolute() / url.rsplit("/", 1)[1]
     if path.exists():
-        print(f"{path} is there already: not fetched again", flush=True)
+        say(f"{path} is there already: not fetched again")
         return path
-    print(f"fetching {url}", flush=True)
+    say(f"fetching {url}")
     pooch.get_logger().setLevel(logging.WARNING)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -27,8 +26,8 @@ def fetch(url, known_hash, folder):
             downloader = pooch.HTTPDownloader(progressbar=bar, timeout=30)
             pooch.retrieve(url, known_hash, path.name, path.parent, downloader=downloader)
     except (requests.RequestException, ValueError) as error:  # ValueError: another hash
+        why = " ".join(str(error).split())
         raise UserError(
-            f"{url} could not be fetched ({' '.join(str(error).split())}). Try again, or fetch it by hand, from any "
-            f"place, to {path}"
+            f"{url} could not be fetched ({why}). Try again, or put the file at {path} by hand"
         ) from None
     return path

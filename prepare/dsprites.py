@@ -14,6 +14,7 @@ FACTOR_NAMES = ("shape", "scale", "orientation", "posX", "posY")
 FACTOR_SIZES = (3, 6, 40, 32, 32)
 SHAPES = ("square", "ellipse", "heart")
 COUNT = int(np.prod(FACTOR_SIZES))  # 737,280
+PACKED = (COUNT, 64, 8)  # shape of the set, uint8: image, row, eight pixels a byte
 CRC32 = 0xF6F30369  # of the bytes of render()
 
 UNIT = 0.15 * 64  # half a side of the largest square, in pixels

@@ -1,4 +1,4 @@
-"""The data sets: where their images lie, how they are prepared, and the prepared arrays.
+"""The data sets: where their images lie, and how they become the arrays that training reads.
 
 To add a set of images, add an entry to SETS; main.py and `python -m prepare` know it by its key.
 """
@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from prepare import dsprites, official_dsprites
-from prepare.archives import Source, stamp
-from prepare.arrays import check_room, load_array, read_manifest, write_header, write_manifest
+from prepare.archives import open_images, stamp
+from prepare.arrays import load_array, read_manifest, write_header, write_manifest
 from prepare.images import make_array
 from utils import UserError, atomic_file, say
 
-VERSION = 2  # of prepared images; those of another version are made again
-MANIFEST = {"version", "source", "stamp", "crop", "channels", "count", "crc32"}  # keys, for images
+VERSION = 2  # of the way in which images are prepared; arrays of another version are made again
 MOST_WORKERS = 256  # threads that decode images
+RUNS = ("outputs", "checkpoints")  # where main.py writes by default
 
 
 class DataSet(NamedTuple):
@@ -25,12 +25,11 @@ class DataSet(NamedTuple):
     title: str
     places: tuple  # where its images may lie below --dset_dir; archives first: a folder may be half unpacked
     channels: int = 3  # 1: grey, 3: colour
-    crop: int = 0  # side of the centre square that is kept, pixels; 0: the whole frame
+    crop: int = 0  # side in pixels of the centre square that is kept; 0: the whole frame
     distribution: str = "gaussian"  # of p(x|z); or "bernoulli"
     url: str = ""  # of the official file
     hash: str = ""  # of that file, "md5:..." or "sha256:..."
     images: int = 0  # in the official set
-    room: str = ""  # that it takes
 
 
 NPZ = "dsprites_ndarray_co1sh3sc6or40x32y32_64x64.npz"
@@ -42,34 +41,27 @@ SETS = {
         distribution="bernoulli",
         url=f"https://github.com/google-deepmind/dsprites-dataset/raw/master/{NPZ}",
         hash=f"md5:{official_dsprites.MD5}",
-        images=dsprites.COUNT,
     ),
-    "celeba": DataSet(  # the frame and the channels of public code
+    "celeba": DataSet(  # the whole frame in colour, as in public code
         "CelebA",
-        tuple(
-            f"{place}img_align_celeba{end}" for end in (".zip", "") for place in ("", "CelebA/", "celeba/")
-        ),
+        tuple(f"{place}img_align_celeba{end}" for end in (".zip", "") for place in ("", "CelebA/", "celeba/")),
         url="https://s3.amazonaws.com/pytorch-tutorial-assets/img_align_celeba.zip",
         hash="sha256:46fb89443c578308acf364d7d379fe1b9efb793042c0af734b6112e4fd3a8c74",
         images=202_599,
-        room="1.44 GB to download, 2.49 GB prepared",
     ),
-    "3dchairs": DataSet(  # the paper's
+    "3dchairs": DataSet(  # the centre in grey, as in the paper
         "3D Chairs",
-        (
-            *(f"{place}rendered_chairs{end}" for end in (".tar", "") for place in ("", "3DChairs/")),
-            "3DChairs/images",
-        ),
+        ("rendered_chairs.tar", "3DChairs/rendered_chairs.tar", "rendered_chairs", "3DChairs/rendered_chairs",
+         "3DChairs/images"),
         channels=1,
         crop=400,
         distribution="bernoulli",
         url="https://www.di.ens.fr/willow/research/seeing3Dchairs/data/rendered_chairs.tar",
         hash="md5:7941bff4d19665ed2dd8c82e88293e1b",
         images=86_366,
-        room="a tar to download, 0.35 GB prepared",
     ),
-    "folder": DataSet("folder", (".",)),
-}
+    "folder": DataSet("images", (".",)),
+}  # fmt: skip
 DATASETS = tuple(SETS)
 
 
@@ -78,135 +70,63 @@ def default_distribution(name):
     return SETS[name].distribution
 
 
-def command(name, dset_dir, flags="", size=64):
-    """What to type to prepare a set."""
-    size = f" --image_size {size}" if size != 64 else ""
-    return f"python -m prepare {name} --dset_dir {shlex.quote(str(dset_dir))}{size} {flags}".strip()
-
-
-def first_there(name, dset_dir):
-    """The first of the places of a set that exists; None if there is none."""
-    return next((path for place in SETS[name].places if (path := Path(dset_dir) / place).exists()), None)
-
-
-# dSprites.
-
-
-def find_dsprites(dset_dir, npz=None):
-    """dSprites, uint8 (737280, 64, 8), memory-mapped, and its fingerprint.
-
-    It is made in dset_dir if need be: from the official file, which is npz or lies in dset_dir, else drawn.
-    """
-    npz = npz or first_there("dsprites", dset_dir)
-    path, shape = Path(dset_dir) / "dsprites_official_64x64_packed.npy", (dsprites.COUNT, 64, 8)
-    crc32 = read_manifest(path).get("crc32")
-    packed = load_array(path, shape, crc32)
-    if packed is None and npz:
-        check_room(path, 377e6, command("dsprites", "OTHER", f"--archive {shlex.quote(str(npz))}"))
-        say(f"packing {npz} into {path} (377 MB, some ten seconds)")
-        crc32 = official_dsprites.pack(npz, path, command("dsprites", dset_dir, "--download"))
-        write_manifest(path, {"source": str(npz), "crc32": crc32})
-        packed = load_array(path, shape, crc32)
-    if packed is not None:
-        return packed, f"dSprites, official, checksum {crc32:08x}"
-    return draw_dsprites(dset_dir, shape), f"dSprites, drawn, checksum {dsprites.CRC32:08x}"
-
-
-def draw_dsprites(dset_dir, shape):
-    path = Path(dset_dir) / "dsprites_64x64_packed.npy"
-    packed = load_array(path, shape, dsprites.CRC32)
-    if packed is None:
-        check_room(path, 377e6, command("dsprites", "OTHER"))
-        damaged = f"{path} is damaged: " if path.exists() else ""
-        say(f"{damaged}drawing dSprites into {path} (377 MB, a few seconds)")
-        with atomic_file(path) as file:
-            write_header(file, shape)
-            file.write(dsprites.render())
-        packed = load_array(path, shape, dsprites.CRC32)
-    if packed is None:
-        raise UserError(f"{path} differs from the reference drawing: please report machine and numpy version")
-    return packed
-
-
 # Sets of images.
 
 
-RUNS = ("outputs", "checkpoints")  # where main.py writes by default
-
-
 def find_images(name, dset_dir, size, archive=None, crop=None, channels=None, workers=2, leave_out=RUNS):
-    """A prepared set of images, uint8 (N, C, size, size), memory-mapped, and its manifest.
+    """A prepared set, uint8 (N, C, size, size), mapped into memory, and its manifest, a dict.
 
-    It is made in dset_dir if it is not there or its images have changed. archive: folder, zip or tar of the images,
-    if they are elsewhere. crop, channels: as in DataSet; None: as the prepared set has them, or else the table.
+    It is made in dset_dir, and made again if its images or these settings have changed.
+    archive: folder, zip or tar of the images; None: where they were, or else the first of the set's places.
+    crop, channels: as in DataSet; None: as the set was prepared, or else as in SETS.
     leave_out: folders that are not searched for images.
     """
-    spec, path = SETS[name], Path(dset_dir) / f"{name}_{size}x{size}.npy"
+    spec, path = SETS[name], Path(dset_dir, f"{name}_{size}x{size}.npy")
     manifest = read_manifest(path)
-    if manifest.get("version") != VERSION or not MANIFEST <= manifest.keys():
-        manifest = {}
-    crop = manifest.get("crop", spec.crop) if crop is None else crop
-    channels = channels or manifest.get("channels", spec.channels)
-    before = Path(dset_dir, manifest["source"]) if manifest else None  # where its images were
-    found = archive or (before if before and before.exists() else None)
-    fault = what_changed(manifest, before, found, crop, channels, leave_out)
-    images = None if fault else load_images(path, manifest, size)
+    before = Path(dset_dir, manifest.get("source", "nowhere"))
+    source = archive or (before if before.exists() else None)  # None: the array is all that training needs
+    settings = {
+        "version": VERSION,
+        "stamp": stamp(source, leave_out) if source else manifest.get("stamp"),
+        "crop": manifest.get("crop", spec.crop) if crop is None else crop,
+        "channels": channels or manifest.get("channels", spec.channels),
+    }
+    changed = [key for key in settings if settings[key] != manifest.get(key)]
+    images = None if changed else load_array(path, manifest.get("crc32"))
     if images is None:
-        fault = f"{path} {fault or 'is damaged'}" if path.exists() else ""
-        found = found or first_there(name, dset_dir)
-        if found is None:
-            gone = f"{fault}, and its images are gone: " if fault else ""
-            raise UserError(gone + how_to_get(name, dset_dir, size))
-        if fault:
-            say(f"{fault}: making it again")
-        manifest = make_images(name, path, found, size, crop, channels, workers, leave_out)
-        images = load_images(path, manifest, size)
+        fault = f"was made from other images or settings ({', '.join(changed)})" if changed else "is damaged"
+        source = source or first_there(name, dset_dir)
+        if source is None:
+            gone = f"{path} {fault}, and its images are gone: " if manifest else ""
+            raise UserError(gone + how_to_get(name, dset_dir))
+        if path.exists():
+            say(f"{path} {fault}: making it again")
+        settings["stamp"] = stamp(source, leave_out)
+        manifest = make_images(name, path, source, size, settings, workers, leave_out)
+        images = load_array(path, manifest["crc32"])
     say(f"{spec.title}: {describe(manifest)}, from {Path(dset_dir, manifest['source']).resolve()}")
     return images, manifest
 
 
-def load_images(path, manifest, size):
-    return load_array(path, (manifest["count"], manifest["channels"], size, size), manifest["crc32"])
-
-
-def what_changed(manifest, before, found, crop, channels, leave_out):
-    """Why a prepared set is not what is asked for, as the rest of a sentence; None if it is.
-
-    before: where its images were. found: where they are; None if they are gone, which counts as unchanged.
-    """
-    if not manifest:
-        return "is not whole, or of another version"
-    if (manifest["crop"], manifest["channels"]) != (crop, channels):
-        return f"was made with crop {manifest['crop']} and {manifest['channels']} channels, not {crop} and {channels}"
-    if found and stamp(found, leave_out) != manifest["stamp"]:
-        same = before.resolve() == Path(found).resolve()
-        return f"was made from {before}, {'which has changed' if same else f'not from {found}'}"
-    return None
-
-
-def make_images(name, path, found, size, crop, channels, workers, leave_out):
-    """Prepare the images of found, a folder or archive, in path, with a manifest beside it, which is returned."""
-    elsewhere = command(name, "OTHER", f"--archive {shlex.quote(str(found))}", size)
-    check_room(path, 0, elsewhere)
-    with Source(found, leave_out, scratch=path.parent) as source:
-        if not source.images:
-            raise UserError(f"no image in {found}{f': {source.skipped}' if source.skipped else ''}")
-        check_room(path, len(source.images) * channels * size**2, elsewhere)
-        say(f"preparing {len(source.images):,} images of {found} into {path}")
-        count, depth, crc32 = make_array(path, source, size, crop, channels, workers)
-        inside = Path(found).resolve().is_relative_to(path.parent.resolve())  # so that dset_dir may be moved
-        manifest = dict(
-            version=VERSION, crop=crop, channels=channels, count=count, depth=depth, crc32=crc32,
-            source=os.path.relpath(found, path.parent) if inside else str(Path(found).resolve()),
-            stamp=source.stamp, skipped=source.skipped,
-        )  # fmt: skip
-        write_manifest(path, manifest)
-    if source.skipped:
-        say(f"skipped {source.skipped}")
-    if depth:
-        say(f"16-bit images: of the {depth} bits in use the upper 8 are kept")
-    if count < SETS[name].images:
-        say(f"the official set has {SETS[name].images:,} images, this one {count:,}")
+def make_images(name, path, source, size, settings, workers, leave_out):
+    """Prepare the images of source, a folder or archive, as the array at path; returns the manifest beside it."""
+    check_writable(path.parent, name, source)
+    with open_images(source, leave_out) as (images, skipped):
+        if not images:
+            raise UserError(f"no image in {source}: {skipped or 'it is empty'}")
+        say(f"preparing {len(images):,} images of {source} into {path}")
+        array = make_array(path, images, size, settings["crop"], settings["channels"], workers)
+    skipped |= array["skipped"]
+    inside = Path(source).resolve().is_relative_to(path.parent.resolve())  # so that dset_dir may be moved
+    where = os.path.relpath(source, path.parent) if inside else str(Path(source).resolve())
+    manifest = {**settings, **array, "source": where, "skipped": skipped}
+    write_manifest(path, manifest)
+    if skipped:
+        say(f"skipped {skipped}")
+    if manifest["depth"]:
+        say(f"16-bit images: of the {manifest['depth']} bits in use the upper 8 are kept")
+    if manifest["count"] < SETS[name].images:
+        say(f"the official set has {SETS[name].images:,} images, this one {manifest['count']:,}")
     return manifest
 
 
@@ -217,13 +137,64 @@ def describe(manifest):
     return f"{manifest['count']:,} images, {kind}, {crop}, checksum {manifest['crc32']:08x}"
 
 
-def how_to_get(name, dset_dir, size):
-    """What to type when there are no images."""
-    spec = SETS[name]
-    if name == "folder":
-        return f"no folder {dset_dir}"
-    lines = [f"no {spec.title} in {dset_dir}, looked for {', '.join(spec.places)}."]
-    if spec.url:
-        lines += [f"To get it ({spec.room}):", f"    {command(name, dset_dir, '--download', size)}"]
-    lines += ["From an archive or a folder that you have:"]
-    return "\n".join([*lines, f"    {command(name, dset_dir, '--archive FILE', size)}"])
+# dSprites.
+
+
+def find_dsprites(dset_dir, npz=None):
+    """dSprites, uint8 (737280, 64, 8), mapped into memory, and its fingerprint.
+
+    It is made in dset_dir if need be: packed from the official file, npz or one in dset_dir, or else drawn.
+    """
+    npz = npz or first_there("dsprites", dset_dir)
+    path = Path(dset_dir, "dsprites_official_64x64_packed.npy")
+    kind, crc32 = "official", read_manifest(path).get("crc32")
+    packed = load_array(path, crc32)
+    if packed is None and not npz:
+        path = Path(dset_dir, "dsprites_64x64_packed.npy")
+        kind, crc32 = "drawn", dsprites.CRC32
+        packed = load_array(path, crc32)
+    if packed is None:
+        check_writable(path.parent, "dsprites", npz)
+        damaged = f"{path} is damaged: " if path.exists() else ""
+        say(f"{damaged}{f'packing {npz}' if npz else 'drawing dSprites'} into {path} (377 MB, some seconds)")
+        if npz:
+            crc32 = official_dsprites.pack(npz, path)
+            write_manifest(path, {"source": str(npz), "crc32": crc32})
+        else:
+            with atomic_file(path) as file:
+                write_header(file, dsprites.PACKED)
+                file.write(dsprites.render())
+        packed = load_array(path, crc32)
+    if packed is None:
+        raise UserError(f"{path} differs from the reference drawing: please report machine and numpy version")
+    return packed, f"dSprites, {kind}, checksum {crc32:08x}"
+
+
+# Where the files are, and how to get them.
+
+
+def first_there(name, dset_dir):
+    """The first of the places of a set that exists; None if there is none."""
+    return next((path for place in SETS[name].places if (path := Path(dset_dir, place)).exists()), None)
+
+
+def how_to_get(name, dset_dir):
+    """What to say when there are no images."""
+    spec, prepare = SETS[name], f"python -m prepare {name} --dset_dir {shlex.quote(str(dset_dir))}"
+    lines = [f"no {spec.title} in {dset_dir}, looked for {', '.join(spec.places)}. To get it:"]
+    lines += [f"    {prepare} --download"] if spec.url else []
+    return "\n".join([*lines, f"    {prepare} --archive FILE      # a zip, a tar or a folder"])
+
+
+def check_writable(folder, name, source):
+    """UserError if nothing can be written to folder, with the command that prepares the set in another one."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        pass
+    if not os.access(folder, os.W_OK):
+        archive = f" --archive {shlex.quote(str(source))}" if source else ""
+        raise UserError(
+            f"{folder} cannot be written to. To prepare the set elsewhere, and use it with --dset_dir OTHER:\n"
+            f"    python -m prepare {name} --dset_dir OTHER{archive}"
+        )

@@ -16,8 +16,7 @@ def photo(seed=0, size=(178, 218), mode="RGB"):
     """An image with the smoothness and noise of a photograph."""
     rng = np.random.default_rng(seed)
     small = Image.fromarray(rng.integers(0, 256, (7, 6, 3), dtype=np.uint8))
-    noise = rng.normal(0, 4, (size[1], size[0], 3))
-    pixels = np.asarray(small.resize(size, Image.Resampling.BICUBIC)) + noise
+    pixels = small.resize(size, Image.Resampling.BICUBIC) + rng.normal(0, 4, (size[1], size[0], 3))
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).convert(mode)
 
 
@@ -56,11 +55,12 @@ def write_tar(path, files, mode="w"):
 
 
 WRITERS = {"folder": write_folder, "zip": write_zip, "tar": write_tar}
+FILES = {f"img_align_celeba/{i:06}.jpg": encoded(photo(i)) for i in (3, 1, 40, 2)}  # not in order
 
 
 def prepared(folder, archive=None, name="celeba", size=64, **wanted):
     """The prepared images, uint8 (N, C, size, size), and the manifest."""
-    return find_images(name, folder, size, archive, workers=0, **wanted)
+    return find_images(name, folder, size, archive, **wanted)
 
 
 def decoded(data, crop=0, channels=3):
@@ -72,16 +72,13 @@ def run(*flags, status=0):
 
 
 def refusal(capsys, *flags):
-    """The lines that `python -m prepare` ends with, at status 1."""
+    """The lines that `python -m prepare` ends with, at status 1, without the progress bar."""
     capsys.readouterr()
     run(*flags, status=1)
-    err = [
+    lines = [
         line
         for line in capsys.readouterr().err.splitlines()
-        if "/s]" not in line and "%|" not in line and line
+        if line and "/s]" not in line and "%|" not in line
     ]
-    assert err[0].startswith("prepare: "), err
-    return "\n".join(err)
-
-
-FILES = {f"img_align_celeba/{i:06}.jpg": encoded(photo(i)) for i in (3, 1, 40, 2)}  # not in order
+    assert lines[0].startswith("prepare: "), lines
+    return "\n".join(lines)

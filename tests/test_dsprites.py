@@ -1,37 +1,35 @@
-"""The drawn dSprites: official frames come out exactly, and the array on disk is whole or drawn again."""
+"""dSprites, drawn or official: official frames come out exactly, and the array on disk is whole or made again."""
 
-import signal
+import hashlib
+import io
+import re
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from helpers import ROOT, wait_for
+from helpers import ROOT
 from images import refusal
-from prepare import dsprites, sets
+from prepare import dsprites, official_dsprites, sets
 from prepare.sets import find_dsprites
 
 NAME = "dsprites_64x64_packed.npy"
+NPZ = sets.SETS["dsprites"].places[0]
 
 
-def wrong_frames(packed, imgs, latents):
-    index = np.ravel_multi_index(latents.T, dsprites.FACTOR_SIZES)
-    return (packed[index] != imgs).any(axis=(1, 2)).sum()
-
-
-def test_some_official_frames_come_out_exactly(dset_dir):
-    frames = np.load(Path(__file__).parent / "dsprites_frames.npz")
-    assert len(frames["imgs"]) == 12
-    assert wrong_frames(find_dsprites(dset_dir)[0], frames["imgs"], frames["latents"]) == 0
-
-
-def test_all_official_frames_come_out_exactly(dset_dir, shared):
-    frames = np.load(shared / "data" / "dsprites_frames.npz")
-    packed = np.packbits(frames["imgs"], axis=-1)
-    assert len(packed) == 320
-    assert wrong_frames(find_dsprites(dset_dir)[0], packed, frames["latents"]) == 0
+@pytest.mark.parametrize("kept", ["12 in the repository", "all 320"])
+def test_official_frames_come_out_exactly(dset_dir, kept, request):
+    if kept == "all 320":
+        frames = np.load(request.getfixturevalue("shared") / "data" / "dsprites_frames.npz")
+        images = np.packbits(frames["imgs"], axis=-1)
+    else:
+        frames = np.load(Path(__file__).parent / "dsprites_frames.npz")
+        images = frames["imgs"]
+    index = np.ravel_multi_index(frames["latents"].T, dsprites.FACTOR_SIZES)
+    assert len(images) in (12, 320) and (find_dsprites(dset_dir)[0][index] == images).all()
 
 
 def test_orientation_0_and_39_are_one_picture_and_the_set_has_its_size(dset_dir):
@@ -39,23 +37,17 @@ def test_orientation_0_and_39_are_one_picture_and_the_set_has_its_size(dset_dir)
     assert packed.shape == (737280, 64, 8) and packed.dtype == np.uint8
     grid = packed.reshape(*dsprites.FACTOR_SIZES, 64, 8)
     assert (grid[:, :, 0] == grid[:, :, 39]).all()
-    assert "drawn" in fingerprint and "f6f30369" in fingerprint
+    assert fingerprint == "dSprites, drawn, checksum f6f30369"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("damage", ["flipped bit", "cut short"])
-def test_a_damaged_array_is_drawn_again(dset_dir, tmp_path, damage, capsys):
-    whole = (dset_dir / NAME).read_bytes()
-    path, middle = tmp_path / NAME, len(whole) // 2
-    path.write_bytes(
-        {
-            "flipped bit": whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :],
-            "cut short": whole[:middle],
-        }[damage]
-    )
-    find_dsprites(tmp_path)
-    assert "damaged" in capsys.readouterr().out
-    assert path.read_bytes() == whole and [p.name for p in tmp_path.iterdir()] == [NAME]
+def test_a_damaged_array_is_drawn_again(dset_dir, tmp_path, capsys):
+    whole = bytearray((dset_dir / NAME).read_bytes())
+    for damaged in (whole[: len(whole) // 2], whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:]):
+        (tmp_path / NAME).write_bytes(damaged)
+        find_dsprites(tmp_path)
+        assert "damaged" in capsys.readouterr().out
+        assert (tmp_path / NAME).read_bytes() == whole and [p.name for p in tmp_path.iterdir()] == [NAME]
 
 
 def test_an_array_that_cannot_be_read_is_reported_as_such(tmp_path, capsys):
@@ -65,23 +57,66 @@ def test_an_array_that_cannot_be_read_is_reported_as_such(tmp_path, capsys):
 
 
 def test_another_drawing_than_the_reference_is_not_used(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sets.dsprites, "render", lambda: np.zeros((737280, 64, 8), np.uint8))
+    monkeypatch.setattr(dsprites, "render", lambda: np.zeros((737280, 64, 8), np.uint8))
     assert "differs from the reference drawing" in refusal(capsys, "dsprites", "--dset_dir", tmp_path)
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
-def test_a_signal_while_the_set_is_written_leaves_no_file(tmp_path):
+# The official file.
+
+
+@pytest.mark.slow
+def test_the_official_file_is_packed_once_in_bounded_memory(dset_dir, tmp_path, monkeypatch, capsys):
+    # One with its keys and sizes, 3 GB unpacked: the drawn set with its first pixel lit.
+    packed = np.array(find_dsprites(dset_dir)[0])
+    packed[0, 0, 0] |= 128
+    with zipfile.ZipFile(tmp_path / NPZ, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        with archive.open("imgs.npy", "w", force_zip64=True) as member:
+            header = {"descr": "|u1", "fortran_order": False, "shape": (737280, 64, 64)}
+            np.lib.format.write_array_header_1_0(member, header)
+            for some in np.array_split(packed, 180):
+                member.write(np.unpackbits(some, axis=-1))
+    md5 = hashlib.md5((tmp_path / NPZ).read_bytes()).hexdigest()
     code = (
-        "import sys, time, numpy as np, pathlib\n"
-        "from prepare import dsprites; from prepare.__main__ import main\n"
-        "def draw():\n"
-        f"    pathlib.Path({str(tmp_path)!r}, 'drawing').touch(); time.sleep(60)\n"
-        "dsprites.render = draw\n"
-        f"sys.exit(main(['dsprites', '--dset_dir', {str(tmp_path / 'data')!r}]))"
+        "from prepare import official_dsprites; from prepare.__main__ import main\n"
+        f"official_dsprites.MD5 = {md5!r}; assert main(['dsprites', '--dset_dir', {str(tmp_path)!r}]) == 0\n"
+        "print(open('/proc/self/status').read())"
     )
-    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
-    wait_for(tmp_path / "drawing", process)
-    assert len(list((tmp_path / "data").iterdir())) == 1
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(30) == 143
-    assert list((tmp_path / "data").iterdir()) == []
+    output = subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True)
+    assert int(re.search(r"VmHWM:\s*(\d+) kB", output)[1]) * 1024 < 700e6  # most memory it ever had
+    found, fingerprint = find_dsprites(tmp_path)
+    assert (found == packed).all() and "packing" not in capsys.readouterr().out
+    assert "official" in fingerprint and fingerprint != find_dsprites(dset_dir)[1]
+    assert {path.suffix for path in tmp_path.iterdir()} == {".npz", ".npy", ".json"}  # nothing was drawn
+    with open(tmp_path / "dsprites_official_64x64_packed.npy", "r+b") as file:  # damaged: packed again
+        file.seek(100_000_000)
+        file.write(b"x")
+    monkeypatch.setattr(official_dsprites, "MD5", md5)
+    assert (find_dsprites(tmp_path)[0] == packed).all() and "packing" in capsys.readouterr().out
+    (tmp_path / NPZ).unlink()
+    assert find_dsprites(tmp_path)[1] == fingerprint  # the packed set is enough
+
+
+@pytest.mark.parametrize("place", ["", "dsprites-dataset", "dsprites", "elsewhere"])
+def test_another_file_is_refused_by_name_and_leaves_nothing(tmp_path, place, capsys):
+    npz = tmp_path / place / NPZ
+    npz.parent.mkdir(exist_ok=True)
+    np.savez(npz, imgs=np.zeros((9, 64, 64), np.uint8))
+    flags = ["--archive", npz] if place == "elsewhere" else []
+    error = refusal(capsys, "dsprites", "--dset_dir", tmp_path, *flags)
+    assert str(npz) in error and "not the official file" in error and "--download" in error
+    assert not list(tmp_path.glob("*.npy")) and not list(tmp_path.glob(".*"))
+
+
+def test_pickled_metadata_are_never_read(tmp_path, monkeypatch):
+    class Trap:
+        def __reduce__(self):
+            return open, (str(tmp_path / "trapped"), "w")
+
+    np.savez(tmp_path / NPZ, imgs=np.ones((5, 64, 64), np.uint8), metadata=np.array([Trap()]))
+    data = (tmp_path / NPZ).read_bytes()
+    monkeypatch.setattr(official_dsprites, "MD5", hashlib.md5(data).hexdigest())
+    monkeypatch.setattr(official_dsprites, "PACKED", (5, 64, 8))
+    official_dsprites.pack(tmp_path / NPZ, tmp_path / "packed.npy")
+    assert (np.load(tmp_path / "packed.npy") == 255).all() and not (tmp_path / "trapped").exists()
+    np.load(io.BytesIO(data), allow_pickle=True)["metadata"]
+    assert (tmp_path / "trapped").exists()  # so the trap works
