@@ -1,4 +1,4 @@
-"""The command line, and that the README's commands agree with it."""
+"""The command line."""
 
 import contextlib
 import io
@@ -39,7 +39,7 @@ import main
         "--z_dim 1e30",
         "--output_dir x --ckpt_dir ./x",
         "--num_workers 1000",
-        "--train no --ckpt_name none",
+        "--lr_start_iter 5 --lr_stop_iter 5",
         "--encode ''",
     ],
 )

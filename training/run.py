@@ -108,11 +108,7 @@ class RunFolder:
                 save()
             self.checkpoints.forget(own, iteration)
             self.set_aside_results(own)
-        about = {
-            "arguments": vars(args),
-            **self.machine,
-            "before": self.earlier_parts(iteration) if own else [],
-        }
+        about = {"arguments": vars(args), **self.machine}
         with atomic_file(self.outputs / "args.json") as file:
             file.write(json.dumps(about, indent=2).encode())
         start = f"resumed at iteration {iteration:,}" if iteration else "a new run"
@@ -121,16 +117,6 @@ class RunFolder:
         avx2 = torch.backends.cpu.get_cpu_capability() == "AVX2"
         if avx2 and self.machine["device"] == "cpu" and args.precision == "bf16":
             print("this CPU has no bf16 (no AVX-512): --precision float32 is about ten times as fast")
-
-    def earlier_parts(self, iteration):
-        """What args.json said of code and machine when this run was started before: a dict a part, until an iteration."""
-        try:
-            about = json.loads((self.outputs / "args.json").read_text())
-            before = [part for part in about.pop("before", []) if part["until"] < iteration]
-            del about["arguments"]
-            return [*before, {"until": iteration, **about}]
-        except (OSError, ValueError, LookupError, TypeError, AttributeError):  # none, or a file of others
-            return []
 
     def set_aside_results(self, last_own):
         """Renames the folders of pictures and scores of later iterations: they are of the run that is replaced."""
