@@ -8,7 +8,7 @@ from tqdm import tqdm
 import objectives
 from dataset import return_data
 from evaluation.evaluator import Evaluator, read_image
-from model import MODELS
+from model import MODELS, restart
 from training.checkpoint import Checkpoints, load_noise, load_optimizer
 from training.log import Log, Window
 from training.machine import keep_freed_memory, machine, set_up_device
@@ -17,6 +17,13 @@ from training.settings import FLAGS_OF
 from utils import ACTIVE, UserError, epoch_order, first_line, progress, show_traceback, stream_seed
 from viz import figures
 from viz.dashboard import Dashboard
+
+
+def make_optimizer(args, parameters, device):
+    """Adam, or Adagrad as in Higgins et al. (2017) on dSprites; fused where torch supports it."""
+    if args.optimizer == "adagrad":
+        return torch.optim.Adagrad(parameters, lr=args.lr, fused=device.type == "cpu")
+    return torch.optim.Adam(parameters, lr=args.lr, betas=(args.beta1, args.beta2), fused=True)
 
 
 class Solver:
@@ -47,7 +54,7 @@ class Solver:
         if not self.batches:
             raise UserError(f"{len(self.data)} images are fewer than one batch of {args.batch_size}")
         self.net = self.fresh_net("model")
-        self.optim = self.make_optimizer()
+        self.optim = make_optimizer(args, self.net.parameters(), self.device)
         self.distribution = args.dist or self.data.distribution
         self.objective = objectives.bind(args, self.distribution)
         self.restarts = [args.restart_iter] if "restart_iter" in FLAGS_OF[args.objective] else []
@@ -72,23 +79,12 @@ class Solver:
             net = MODELS[self.args.model](self.args.z_dim, self.data.channels)
         return net.to(self.device, memory_format=torch.channels_last)
 
-    def make_optimizer(self):
-        """Adam, or Adagrad as in Higgins et al. (2017) on dSprites; fused where torch supports it."""
-        args, parameters = self.args, self.net.parameters()
-        if args.optimizer == "adagrad":
-            return torch.optim.Adagrad(parameters, lr=args.lr, fused=self.device.type == "cpu")
-        return torch.optim.Adam(parameters, lr=args.lr, betas=(args.beta1, args.beta2), fused=True)
-
-    # Training.
-
     def train(self):
         """Trains up to max_iter; returns the exit status: 0, or 128 + the number of the signal that stopped it."""
         args = self.args
         with self.folder, self.dashboard if args.viz_on else contextlib.nullcontext():
             if self.iter >= args.max_iter:
-                print(
-                    f"run {args.viz_name} is finished (iteration {self.iter:,}): --max_iter can be increased"
-                )
+                print(f"{args.viz_name} is finished (iteration {self.iter:,}): --max_iter can be increased")
                 self.display()  # it may have been killed while drawing its last pictures
             else:
                 self.folder.begin(self.iter, self.log, self.save)
@@ -156,16 +152,10 @@ class Solver:
         loss, terms = self.objective(x, x_recon, mu, logvar, z, self.iter)
         return loss, {**terms, "mu": mu.mean(dim=0), "var": logvar.exp().mean(dim=0)}
 
-    @torch.no_grad()
     def restart_encoder(self):
-        """Reinitialises the encoder and the decoder's input weights of inactive latents, and clears the optimiser's state.
-
-        The decoder keeps its axes and teaches them to the new encoder; inactive latents get a fresh start.
-        """
+        """Gives the encoder and inactive latents new weights (model.restart), and clears the optimiser's state."""
         inactive = torch.tensor(self.latent_kld(), device=self.device) < ACTIVE  # z_dim
-        fresh = self.fresh_net("restart")
-        self.net.encoder.load_state_dict(fresh.encoder.state_dict())
-        self.net.decoder[0].weight[:, inactive] = fresh.decoder[0].weight[:, inactive]  # features, z_dim
+        restart(self.net, self.fresh_net("restart"), inactive)
         self.optim.state.clear()
         tqdm.write(f"[{self.iter:,}] encoder restarted; {int(inactive.sum())} latents were inactive")
 
@@ -173,9 +163,8 @@ class Solver:
         """Raises UserError if a loss, a weight or an average of the optimiser is not finite. Waits for the device."""
         first = int(self.first_nonfinite)
         averages = [each for state in self.optim.state.values() for each in state.values()]
-        if first or not all(
-            torch.as_tensor(each).isfinite().all() for each in [*self.net.parameters(), *averages]
-        ):
+        values = map(torch.as_tensor, [*self.net.parameters(), *averages])
+        if first or not all(value.isfinite().all() for value in values):
             what = "loss is" if first else "weights or the optimiser's averages are"
             since = f"since iteration {first or self.iter:,}"
             raise UserError(f"the {what} not finite {since}: stopped without saving; a lower --lr may help")
@@ -209,11 +198,9 @@ class Solver:
         """Writes the pictures of this iteration. Uses none of training's random numbers, so it does not affect training."""
         folder = self.outputs / str(self.iter)
         top_factor = self.evaluator.draw(folder, self.latent_kld())
-        if self.log.path.exists():
-            figures.curves(self.log.path, self.outputs / "curves.png")
-            figures.capacity(
-                self.log.path, top_factor, self.outputs / "capacity.png", self.iter, self.restarts
-            )
+        if (log := self.log.path).exists():
+            figures.curves(log, self.outputs / "curves.png")
+            figures.capacity(log, top_factor, self.outputs / "capacity.png", self.iter, self.restarts)
         if self.iter >= self.args.max_iter or not self.args.train:
             self.evaluator.write_page(folder / "explore.html", self.args.viz_name, self.latent_kld())
         tqdm.write(f"pictures in {folder}")
