@@ -25,16 +25,17 @@ weight, rate, decay = within(float, 0, 1e38), within(float, 1e-38, 1e38), within
 
 def file_name(text):
     if not text or b"\0" in os.fsencode(text):
-        raise ValueError
+        raise argparse.ArgumentTypeError(f"must be a valid file name, not {text!r}")
     return text
 
 
 def run_name(text):
-    """A folder inside output_dir in which no other run has its results: m/7 holds pictures of m, and m/last its weights."""
+    """The name of a folder inside output_dir. m/7 and m/last are none: the run m has its pictures and its weights there."""
     parts = Path(file_name(text)).parts
     taken = [p for p in parts[1:] if p.isdecimal() or p in ("last", "previous") or p.endswith(".old")]
     if not text.strip() or not parts or taken or Path(text).is_absolute() or ".." in parts:
-        raise ValueError
+        what = "the name of a folder inside output_dir that no other run's results can have"
+        raise argparse.ArgumentTypeError(f"must be {what}, not {text!r}")
     return text
 
 

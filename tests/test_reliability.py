@@ -19,7 +19,7 @@ import utils
 from helpers import ROOT, Runs, assert_same_run, same
 from solver import Solver
 from training.checkpoint import Checkpoints, read_checkpoint
-from training.lock import lock_holder, lock_run
+from training.lock import lock_holder
 from training.log import read_log
 from utils import UserError
 
@@ -74,27 +74,6 @@ def test_a_second_solver_in_one_process_is_refused_and_the_first_keeps_the_lock_
     assert first.train() == 0
     assert lock_holder(runs.outputs("run")) is None
     assert runs.solver("run").iter == 8  # though the first is still there
-
-
-def test_a_child_does_not_keep_the_lock_of_a_process_that_is_gone(tmp_path):
-    reader, writer = os.pipe()
-    if not (first := os.fork()):
-        held = lock_run(tmp_path)
-        if not (child := os.fork()):
-            signal.pause()
-        os.write(writer, f"{child}".encode())
-        signal.pause()
-        os._exit(held is None)
-    child = int(os.read(reader, 20))
-    try:
-        assert lock_holder(tmp_path) == f"pid {first} on {os.uname().nodename}"
-        os.kill(first, signal.SIGKILL)
-        os.waitpid(first, 0)
-        os.kill(child, 0)  # is there
-        assert lock_holder(tmp_path) is None
-    finally:
-        os.kill(child, signal.SIGKILL)
-        os.close(reader), os.close(writer)
 
 
 def test_where_the_file_system_knows_no_locks_a_run_trains_through_and_says_so_at_the_start(
