@@ -67,9 +67,7 @@ class Solver:
         self.first_nonfinite = torch.tensor(0, device=self.device)  # first step with such a loss; 0: none
         self.evaluator = Evaluator(self.net, self.data, args.seed)
         self.evaluator.check(args.metrics)
-        for file in (
-            args.image or ()
-        ):  # they are drawn after the training, but one that is missing is found now
+        for file in args.image or ():  # drawn at the end; one that is missing is found now
             read_image(file, self.data.channels, args.image_size)
 
     def fresh_net(self, stream):
