@@ -92,7 +92,7 @@ class Runs:
     def refused(self, name, *flags):
         """The one line in which a run that cannot be ends, with status 1."""
         lines = self.run(name, *flags, status=1).stderr.splitlines()
-        errors = [line for line in lines if line and "it/s]" not in line]  # but for the progress bar
+        errors = [line for line in lines if line and "%|" not in line]  # but for the progress bar
         assert len(errors) == 1 and errors[0].startswith("main.py: "), lines
         return errors[0]
 
