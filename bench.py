@@ -8,7 +8,7 @@ Flags of main.py say what is trained. Bursts of steps take turns in one process,
     Solver    a step of main.py: next_indices, data.batch, training_step
 Each at fresh and at trained weights: gradients of trained networks hold denormal numbers, over which CPUs stumble unless
 they are flushed to zero, as main.py has it. The learning rate is so small that the weights stay as they are. All rows have
-main.py's way with freed memory (utils.keep_freed_memory); a plain loop in a process of its own is slower still. Shares are
+main.py's way with freed memory (training/machine.py); a plain loop in a process of its own is slower still. Shares are
 of the rate of a large matrix product in the same run; FLOPs are those of convolutions and linear layers.
 """
 

@@ -21,13 +21,13 @@ class ConvTranspose2d(nn.ConvTranspose2d):
             (2, 2),
             (1, 1),
         ):
-            y = ToFewChannels.apply(x, self.weight)  # B, C_out, 2 H, 2 W
+            y = ConvTransposeByPixelShuffle.apply(x, self.weight)  # B, C_out, 2 H, 2 W
         else:
             y = F.conv_transpose2d(x, self.weight, None, self.stride, self.padding)  # B, C_out, 2 H, 2 W
         return y.add_(self.bias.to(y.dtype)[:, None, None])
 
 
-class ToFewChannels(torch.autograd.Function):
+class ConvTransposeByPixelShuffle(torch.autograd.Function):
     """F.conv_transpose2d(x, weight, None, 2, 1) of 4x4 kernels, by a convolution that makes 2x2 pixels at a time.
 
     Each pixel of such an output sees 2x2 of the input, with the weights that its row and column, even or odd,

@@ -11,11 +11,32 @@ import os
 import sys
 from pathlib import Path
 
+from dataset import MOST_WORKERS
 from evaluation.metrics import LEVELS
 from model import MODELS
 from solver import Solver
-from training.settings import CHOICES, RULES, broken_rule
-from utils import Parser, boolean, count, run_cli
+from training.settings import CHOICES
+from utils import Parser, boolean, count, run_cli, within
+
+# Types of flags; float32 goes to about 1e38.
+whole, positive = within(count, 0, 2**62), within(count, 1, 2**62)
+weight, rate, decay = within(float, 0, 1e38), within(float, 1e-38, 1e38), within(float, 0, 1)
+
+
+def file_name(text):
+    if not text or b"\0" in os.fsencode(text):
+        raise argparse.ArgumentTypeError(f"must be a valid file name, not {text!r}")
+    return text
+
+
+def run_name(text):
+    """The name of a folder inside output_dir. m/7 and m/last are none: the run m has its pictures and its weights there."""
+    parts = Path(file_name(text)).parts
+    taken = [p for p in parts[1:] if p.isdecimal() or p in ("last", "previous") or p.endswith(".old")]
+    if not text.strip() or not parts or taken or Path(text).is_absolute() or ".." in parts:
+        what = "the name of a folder inside output_dir that no other run's results can have"
+        raise argparse.ArgumentTypeError(f"must be {what}, not {text!r}")
+    return text
 
 
 def make_parser():
@@ -36,12 +57,12 @@ def add_training_flags(parser):
     # fmt: off
     add = parser.add_argument_group("run").add_argument
     add("--train", type=boolean, default=True, help="train; False: only load a checkpoint, to draw its pictures or score it")
-    add("--max_iter", type=count, default=10**6, help="total number of iterations, one batch each")
-    add("--seed", type=count, default=1, help="seed for initialisation, data order, noise and the choice of pictures")
+    add("--max_iter", type=positive, default=10**6, help="total number of iterations, one batch each")
+    add("--seed", type=whole, default=1, help="seed for initialisation, data order, noise and the choice of pictures")
     add("--metrics", choices=LEVELS, default="none",
         help="score the trained model: full on all images; fast on an eighth, without DCI, in under a minute")
     add("--cuda", type=boolean, default=True, help="use a CUDA device when there is one")
-    add("--threads", type=count, default=0, help="number of CPU threads; 0: torch's default")
+    add("--threads", type=within(count, 0, 4097), default=0, help="number of CPU threads; 0: torch's default")
     add("--precision", choices=["float32", "bf16"], default="float32",
         help="precision of the network in training; losses and optimiser stay in float32; on CUDA, float32 means TensorFloat-32")
 
@@ -49,34 +70,31 @@ def add_training_flags(parser):
     add("--objective", choices=CHOICES["objective"], default="H",
         help="H: beta * KL (Higgins et al. eq. 4); B: gamma * |KL - C| (Burgess et al. eq. 8); TC: KL + (beta - 1) * total "
              "correlation (Chen et al.); restart: B, then a reinitialised encoder and TC with increasing weights (misc/capacity.md)")
-    add("--beta", type=float, default=4.0, help="H: weight of the KL, 4 on dSprites (Higgins et al.); TC, restart: weight of the total correlation")
-    add("--gamma", type=float, default=1000.0, help="B: weight of |KL - C|; 1000 (Burgess et al.)")
-    add("--C_start", type=float, default=0.0, help="B: C at the start; 0 (Burgess et al.)")
-    add("--C_max", type=float, default=25.0, help="B: C at the end; dSprites 25, CelebA 50 (Burgess et al.)")
-    add("--C_stop_iter", type=count, default=10**5, help="B: iterations from C_start to C_max; 1e5 (Burgess et al.)")
-    add("--delta", type=float, default=0.0,
-        help="B: width of the pseudo-Huber smoothing of |KL - C|; 0: none (Burgess et al.)")
-    add("--restart_iter", type=count, default=20_000, help="restart: iteration at which the encoder is reinitialised")
-    add("--restart_beta", type=float, default=0.5, help="restart: weight of the KL right after the restart")
-    add("--weak_iters", type=count, default=9000, help="restart: iterations for which the weight stays at this value")
-    add("--rise_iters", type=count, default=8000, help="restart: iterations over which the weights then change to those of TC")
+    add("--beta", type=weight, default=4.0, help="H: weight of the KL, 4 on dSprites (Higgins et al.); TC, restart: weight of the total correlation")
+    add("--gamma", type=weight, default=1000.0, help="B: weight of |KL - C|; 1000 (Burgess et al.)")
+    add("--C_start", type=weight, default=0.0, help="B: C at the start; 0 (Burgess et al.)")
+    add("--C_max", type=weight, default=25.0, help="B: C at the end; dSprites 25, CelebA 50 (Burgess et al.)")
+    add("--C_stop_iter", type=positive, default=10**5, help="B: iterations from C_start to C_max; 1e5 (Burgess et al.)")
+    add("--delta", type=weight, default=0.0, help="B: width of the pseudo-Huber smoothing of |KL - C|; 0: none (Burgess et al.)")
+    add("--restart_iter", type=positive, default=20_000, help="restart: iteration at which the encoder is reinitialised")
+    add("--restart_beta", type=rate, default=0.5, help="restart: weight of the KL right after the restart")
+    add("--weak_iters", type=positive, default=9000, help="restart: iterations for which the weight stays at this value")
+    add("--rise_iters", type=positive, default=8000, help="restart: iterations over which the weights then change to those of TC")
     add("--dist", choices=CHOICES["dist"],
         help="p(x|z) of a pixel; if not given: bernoulli for dsprites and 3dchairs, gaussian for celeba and folder")
 
     add = parser.add_argument_group("network").add_argument
-    add("--model", choices=CHOICES["model"], default="H",
-        help="H convolutional, FC fully connected (Higgins et al.), B convolutional (Burgess et al.)")
-    add("--z_dim", type=count, default=10, help="number of latents; 10 on dSprites, 32 on 3D Chairs and CelebA (Higgins et al.)")
+    add("--model", choices=CHOICES["model"], default="H", help="H convolutional, FC fully connected (Higgins et al.), B convolutional (Burgess et al.)")
+    add("--z_dim", type=within(count, 1, 1025), default=10, help="number of latents; 10 on dSprites, 32 on 3D Chairs and CelebA (Higgins et al.)")
 
     add = parser.add_argument_group("optimiser").add_argument
     add("--optimizer", choices=CHOICES["optimizer"], default="adam", help="optimiser; Higgins et al. use adagrad on dSprites")
-    add("--lr", type=float, default=1e-4,
-        help="learning rate; Higgins et al.: 1e-4, or 1e-2 with adagrad; Burgess et al.: 5e-4")
-    add("--lr_start_iter", type=count, default=0, help="iteration at which the learning rate starts to decay")
-    add("--lr_stop_iter", type=count, default=0, help="iteration at which its cosine decay ends, at lr / 100; 0: constant learning rate")
-    add("--beta1", type=float, default=0.9, help="Adam's decay rate for the first moment")
-    add("--beta2", type=float, default=0.999, help="Adam's decay rate for the second moment")
-    add("--batch_size", type=count, default=64, help="images per batch; as far as we found, neither paper states it")
+    add("--lr", type=rate, default=1e-4, help="learning rate; Higgins et al.: 1e-4, or 1e-2 with adagrad; Burgess et al.: 5e-4")
+    add("--lr_start_iter", type=whole, default=0, help="iteration at which the learning rate starts to decay")
+    add("--lr_stop_iter", type=whole, default=0, help="iteration at which its cosine decay ends, at lr / 100; 0: constant learning rate")
+    add("--beta1", type=decay, default=0.9, help="Adam's decay rate for the first moment")
+    add("--beta2", type=decay, default=0.999, help="Adam's decay rate for the second moment")
+    add("--batch_size", type=positive, default=64, help="images per batch; as far as we found, neither paper states it")
     # fmt: on
 
 
@@ -86,82 +104,43 @@ def add_folder_flags(parser):
     add = parser.add_argument_group("data").add_argument
     add("--dataset", type=str.lower, choices=CHOICES["dataset"], default="dsprites",
         help="data set, case-insensitive; folder: all images in dset_dir and its subfolders")
-    add("--dset_dir", default="data", help="folder of the data sets; for --dataset folder, of the images")
-    add("--image_size", type=count, help="width and height of an image in pixels; must be what the network takes, 64 in both papers")
-    add("--num_workers", type=count, default=2, help="number of threads that prepare images; training does not use them")
+    add("--dset_dir", type=file_name, default="data", help="folder of the data sets; for --dataset folder, of the images")
+    add("--image_size", type=whole, help="width and height of an image in pixels; must be what the network takes, 64 in both papers")
+    add("--num_workers", type=within(count, 0, MOST_WORKERS + 1), default=2,
+        help="number of threads that prepare images; training does not use them")
 
     add = parser.add_argument_group("pictures and dashboard").add_argument
-    add("--image", nargs="+", metavar="FILE", help="also draw reconstructions and traversals of these images at the end")
-    add("--encode", metavar="FILE.npz", help="also write the codes (mu, logvar) of all images at the end")
+    add("--image", type=file_name, nargs="+", metavar="FILE", help="also draw reconstructions and traversals of these images at the end")
+    add("--encode", type=file_name, metavar="FILE.npz", help="also write the codes (mu, logvar) of all images at the end")
     add("--save_output", type=boolean, default=True, help="write pictures; False: only the log, checkpoints and scores")
-    add("--gather_step", type=count, default=1000, help="iterations averaged into each row of log.csv; at most display_step")
-    add("--display_step", type=count, default=10000, help="iterations between pictures")
+    add("--gather_step", type=positive, default=1000, help="iterations averaged into each row of log.csv; at most display_step")
+    add("--display_step", type=positive, default=10000, help="iterations between pictures")
     add("--viz_on", type=boolean, default=True, help="show the run on a visdom dashboard")
-    add("--viz_server", default="localhost", help="host of the visdom server")
-    add("--viz_port", type=count, default=8097, help="port of the visdom server")
+    add("--viz_server", type=file_name, default="localhost", help="host of the visdom server")
+    add("--viz_port", type=within(count, 1, 65536), default=8097, help="port of the visdom server")
 
     add = parser.add_argument_group("folders").add_argument
-    add("--viz_name", default="main", help="name of the run, of its folders and of its page on the dashboard")
-    add("--output_dir", default="outputs", help="folder for the logs and pictures of all runs")
-    add("--ckpt_dir", default="checkpoints", help="folder for the checkpoints of all runs")
-    add("--save_step", type=count, default=10000, help="iterations between checkpoints")
-    add("--ckpt_name", default="last",
-        help="checkpoint to load: a name in the run's folder or a path; none: start from scratch")
+    add("--viz_name", type=run_name, default="main", help="name of the run, of its folders and of its page on the dashboard")
+    add("--output_dir", type=file_name, default="outputs", help="folder for the logs and pictures of all runs")
+    add("--ckpt_dir", type=file_name, default="checkpoints", help="folder for the checkpoints of all runs")
+    add("--save_step", type=positive, default=10000, help="iterations between checkpoints")
+    add("--ckpt_name", type=file_name, default="last", help="checkpoint to load: a name in the run's folder or a path; none: start from scratch")
     add("--overwrite", type=boolean, default=False, help="replace an existing run of this name")
     # fmt: on
-
-
-def is_path(value):
-    """Whether files can have that name; of a list, each of those; None is no name that is wrong."""
-    texts = value if isinstance(value, list) else [value or ""]
-    try:
-        return not any(b"\0" in os.fsencode(text) for text in texts)
-    except UnicodeEncodeError:
-        return False
-
-
-def is_run_name(text):
-    parts = Path(text).parts
-    # m/7 is where the run m keeps its pictures of iteration 7, and m/last is its checkpoint
-    taken = any(
-        part.isdecimal() or part in ("last", "previous") or part.endswith(".old") for part in parts[1:]
-    )
-    return bool(text.strip() and parts and not taken and not Path(text).is_absolute() and ".." not in parts)
-
-
-FOLDERS = ["dset_dir", "output_dir", "ckpt_dir", "ckpt_name"]
-NAMES = (  # rules as in training/settings.py
-    (
-        ["viz_name"],
-        is_run_name,
-        "the name of a folder inside output_dir that no other run's results can have",
-    ),
-    ([*FOLDERS, "viz_server"], lambda v: v, "given"),
-    (["encode"], lambda v: v is None or Path(v).name, "a file"),
-    ([*FOLDERS, "viz_name", "encode", "image"], is_path, "a valid file name"),
-)
 
 
 def parse(argv=None, parser=None):
     """Returns the flags as a namespace; invalid ones end the program with one line and status 2. parser: one with more flags."""
     parser = parser or make_parser()
     args = parser.parse_args(argv)
-    if broken := broken_rule(vars(args), (*RULES, *NAMES)):
-        parser.error(f"--{broken[0]} must be {broken[1]}, not {getattr(args, broken[0])!r}")
     size = MODELS[args.model].image_size
     if args.image_size not in (None, size):
         parser.error(
             f"--model {args.model} takes images of {size}x{size} pixels: --image_size must be {size}"
         )
     args.image_size = size
-    if not (args.train or args.save_output or args.encode or args.image) and args.metrics == "none":
-        parser.error("--train False with --save_output False and --metrics none leaves nothing to do")
-    if not args.train and args.ckpt_name == "none":
-        parser.error("--train False needs a checkpoint: --ckpt_name none leaves nothing to draw or score")
     if 0 < args.lr_stop_iter <= args.lr_start_iter:
-        parser.error(
-            f"--lr_stop_iter must be after --lr_start_iter {args.lr_start_iter}, not {args.lr_stop_iter}"
-        )
+        parser.error(f"--lr_stop_iter must be 0, or after --lr_start_iter {args.lr_start_iter}")
     if os.path.realpath(args.output_dir) == os.path.realpath(args.ckpt_dir):
         parser.error("--output_dir and --ckpt_dir must be different folders: both name files by iteration")
     args.gather_step = min(args.gather_step, args.display_step)  # or curves would have no points

@@ -46,6 +46,16 @@ def reparameterise(mu, logvar, generator=None):
     return mu + torch.exp(0.5 * logvar) * eps
 
 
+@torch.no_grad()
+def restart(net, fresh, inactive):
+    """Gives net the encoder of fresh, a network of the same kind, and its decoder's input weights of the latents that are inactive.
+
+    The decoder keeps its axes and teaches them to the new encoder; inactive latents get a fresh start. inactive: bool (z_dim,).
+    """
+    net.encoder.load_state_dict(fresh.encoder.state_dict())
+    net.decoder[0].weight[:, inactive] = fresh.decoder[0].weight[:, inactive]  # features, z_dim
+
+
 class BetaVAE(nn.Module):
     """What all models share; subclasses define self.encoder and self.decoder."""
 

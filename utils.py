@@ -1,14 +1,11 @@
-"""What a run needs besides training: flag types, seeds, and files that are never half-written."""
+"""What all programs share: types of flags, errors in one line, seeds, progress, and files that are never half-written."""
 
 import argparse
 import contextlib
-import ctypes
-import math
 import os
 import platform
 import secrets
 import signal
-import subprocess
 import sys
 import threading
 import traceback
@@ -62,8 +59,8 @@ def first_line(error):
 def run_cli(prog, interrupted, run):
     """Call run() and return an exit status; user errors and Ctrl-C print one line, no traceback.
 
-    Whatever names the console cannot print are escaped. SIGTERM and SIGHUP end run() as an exception does, so that no
-    half-written file is left.
+    What the console cannot print is escaped. SIGTERM and SIGHUP end run() as an exception does, so that no half-written
+    file is left.
     """
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by the shell: 2>&-
@@ -73,23 +70,18 @@ def run_cli(prog, interrupted, run):
     try:
         with ended_by_signals():
             return run() or 0
-    except (UserError, OSError) as error:
-        show_traceback(error)
-        print(f"{prog}: {printable(str(error), keep=chr(10))}", file=sys.stderr)
-        return 1
-    except (MemoryError, RuntimeError) as error:
-        # torch's is a RuntimeError, and on the CPU no kind of its own
-        if (
-            not isinstance(error, (MemoryError, torch.OutOfMemoryError))
-            and "allocate memory" not in f"{error}"
-        ):
-            raise
-        show_traceback(error)
-        print(f"{prog}: out of memory: a smaller --batch_size needs less", file=sys.stderr)
-        return 1
     except KeyboardInterrupt:
         print(f"{prog}: {interrupted}", file=sys.stderr)
         return 130
+    except (UserError, OSError, MemoryError, RuntimeError) as error:
+        message = printable(str(error), keep="\n")
+        if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in message:
+            message = "out of memory: a smaller --batch_size needs less"  # torch's own, on the CPU, is a RuntimeError
+        elif isinstance(error, RuntimeError):
+            raise
+        show_traceback(error)
+        print(f"{prog}: {message}", file=sys.stderr)
+        return 1
 
 
 @contextlib.contextmanager
@@ -99,16 +91,17 @@ def ended_by_signals():
     def end(number, frame):
         raise SystemExit(128 + number)
 
-    before = {}
-    if threading.current_thread() is threading.main_thread():
-        for number in (getattr(signal, name, None) for name in ("SIGTERM", "SIGHUP")):
-            if number and signal.getsignal(number) == signal.SIG_DFL:
-                before[number] = signal.signal(number, end)
+    numbers = []
+    if threading.current_thread() is threading.main_thread():  # the others cannot set handlers
+        numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    numbers = [number for number in numbers if signal.getsignal(number) == signal.SIG_DFL]
+    for number in numbers:
+        signal.signal(number, end)
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def boolean(text):
@@ -125,35 +118,21 @@ def count(text):
     try:
         return int(text)
     except ValueError:
-        value = float(text)
-        if not (math.isfinite(value) and value == int(value)):
-            raise ValueError(f"{text!r} is not a whole number") from None
-        return int(value)
+        if float(text).is_integer():
+            return int(float(text))
+        raise
 
 
-def find_device(cuda):
-    """The CUDA device, if cuda and there is one, else the CPU."""
-    return torch.device("cuda" if cuda and torch.cuda.is_available() else "cpu")
+def within(kind, least, below):
+    """An argparse type: a number of that kind, count or float, in [least, below)."""
 
+    def number(text):
+        value = kind(text)
+        if not least <= value < below:
+            raise argparse.ArgumentTypeError(f"must be at least {least:g} and below {below:g}, not {text!r}")
+        return value
 
-def set_up_device(cuda, threads=0):
-    """Sets how torch computes in this process, and returns the device. threads: 0 is torch's choice.
-
-    Trained networks make denormal numbers, over which a CPU's convolutions stumble: 1.3 times the time of a step.
-    """
-    torch.set_flush_denormal(True)  # before there are other threads: each inherits it when it is made
-    if threads:
-        torch.set_num_threads(threads)
-    device = find_device(cuda)
-    if device.type == "cuda":  # TensorFloat-32: products of 10-bit mantissas, sums in float32
-        torch.backends.cuda.matmul.fp32_precision = torch.backends.cudnn.conv.fp32_precision = "tf32"
-    return device
-
-
-def all_finite(net, optim=None):
-    """Whether the weights, and the averages that an optimiser keeps of them, are finite. Waits for the device."""
-    averages = [each for state in optim.state.values() for each in state.values()] if optim else []
-    return all(torch.as_tensor(each).isfinite().all() for each in [*net.parameters(), *averages])
+    return number
 
 
 def stream_seed(seed, stream, start=0):
@@ -167,74 +146,10 @@ def epoch_order(seed, epoch, n):
     return torch.from_numpy(np.random.default_rng((seed, epoch)).permutation(n))
 
 
-class Order:
-    """Which images an iteration sees: each epoch is a new permutation of n, less its last partial batch."""
-
-    def __init__(self, n, batch_size, seed, device):
-        self.n, self.batch_size, self.seed, self.device = n, batch_size, seed, device
-        self.batches, self.epoch = n // batch_size, None  # of an epoch; that whose permutation is at hand
-        if not self.batches:
-            raise UserError(f"{n} images are fewer than one batch of {batch_size}")
-
-    def batch(self, step):
-        """Indices (B,) of iteration step, from 1 on."""
-        epoch, position = divmod(step - 1, self.batches)
-        if epoch != self.epoch:
-            self.epoch, self.order = epoch, epoch_order(self.seed, epoch, self.n).to(self.device)
-        return self.order[position * self.batch_size :][: self.batch_size]
-
-
-def keep_freed_memory():
-    """Lets the process keep the memory that it frees, blocks of up to 256 MB, for its next allocations.
-
-    glibc hands large blocks back to the system at once, and the system clears each page of the
-    next one: in training, whose activations are blocks of 8 MB, a third of the time. Does
-    nothing where there is no glibc.
-    """
-    M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):
-        return
-    mallopt(M_TRIM_THRESHOLD, 2**30)
-    mallopt(M_MMAP_THRESHOLD, 2**28) or mallopt(M_MMAP_THRESHOLD, 2**25)  # the most that older ones take
-
-
 def versions():
     """Versions of what the numbers of a run depend on."""
-    return {
-        "python": platform.python_version(),
-        **{name: version(name) for name in ("torch", "numpy", "scikit-learn")},
-    }
-
-
-def machine(device, precision):
-    """What the numbers of a run depend on besides its flags, for args.json, checkpoints and scores."""
-    return {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        "threads": torch.get_num_threads(),
-        "precision": precision,
-        "versions": versions(),
-    }
-
-
-def git_commit():
-    """Commit of the code that runs, with '+changes' if files differ from it; None without git."""
-
-    def git(*args):
-        return subprocess.run(
-            ["git", *args],
-            cwd=Path(__file__).resolve().parent,
-            text=True,
-            capture_output=True,
-            check=True,
-            timeout=10,
-        ).stdout.strip()
-
-    try:
-        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "-uno") else "")
-    except (OSError, subprocess.SubprocessError):
-        return None
+    names = ("torch", "numpy", "scikit-learn")
+    return {"python": platform.python_version(), **{name: version(name) for name in names}}
 
 
 def progress(iterable=None, delay=2, leave=False, **options):

@@ -36,7 +36,7 @@ def measure(path, batches, told_iterations, dset_dir):
         raise UserError(f"checkpoint {path} is not of a run with --objective B on dSprites")
     if told_iterations and solver.args.z_dim < 3:
         raise UserError(f"--told replaces 3 latents, and checkpoint {path} has {solver.args.z_dim}")
-    noise_of_bars(path, solver, min(batches, solver.order.batches))
+    noise_of_bars(path, solver, min(batches, solver.batches))
     data, net = solver.data, solver.net
     with torch.no_grad():
         images = data.batch(torch.linspace(0, len(data) - 1, 1000).long())

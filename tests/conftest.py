@@ -11,12 +11,19 @@ from helpers import ROOT, Runs, same, wait_for  # noqa: E402, F401
 
 @pytest.fixture(scope="session")
 def dset_dir(tmp_path_factory):
-    """A data folder with the drawn dSprites in it."""
+    """A data folder with the drawn dSprites in it, of which this process computes the checksum only once."""
+    import dataset
     from prepare.sets import find_dsprites
 
     folder = tmp_path_factory.mktemp("data")
-    find_dsprites(folder)
-    return folder
+    found = find_dsprites(folder)
+
+    def known(where):
+        return found if str(where) == str(folder) else find_dsprites(where)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dataset, "find_dsprites", known)
+        yield folder
 
 
 @pytest.fixture(autouse=True)

@@ -35,6 +35,25 @@ def same(a, b):
     return a == b or a != a and b != b  # both NaN: C after a restart
 
 
+def assert_same_run(runs, one, other):
+    """Checkpoints (but for names and folders), log and pictures of two runs are equal to the byte."""
+    from training.checkpoint import read_checkpoint
+
+    states = [{**read_checkpoint(runs.checkpoint(name)), "arguments": 0} for name in (one, other)]
+    for key in states[0].keys() | states[1].keys():
+        assert same(states[0][key], states[1][key]), key
+    files = [
+        {
+            path.relative_to(runs.outputs(name)): path.read_bytes()
+            for path in runs.outputs(name).rglob("*")
+            if path.suffix in (".csv", ".png", ".gif") and path.parent.suffix != ".old"
+        }
+        for name in (one, other)
+    ]
+    assert files[0].keys() == files[1].keys()
+    assert [path for path in files[0] if files[0][path] != files[1][path]] == []
+
+
 def wait_for(path, process):
     """Waits until a process that runs has made path."""
     start = time.time()
@@ -57,9 +76,8 @@ class Runs:
     def start(self, name, *flags, **options):
         """Starts a run in a process of its own."""
         command = [sys.executable, str(ROOT / "main.py"), *self.command(name, *flags)]
-        return subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options
-        )
+        pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        return subprocess.Popen(command, **pipes, **options)
 
     def run(self, name, *flags, status=0):
         """Runs to the end, in this process, which saves the seconds that imports take."""
@@ -74,7 +92,7 @@ class Runs:
     def refused(self, name, *flags):
         """The one line in which a run that cannot be ends, with status 1."""
         lines = self.run(name, *flags, status=1).stderr.splitlines()
-        errors = [line for line in lines if line and "it/s]" not in line]  # but for the progress bar
+        errors = [line for line in lines if line and "%|" not in line]  # but for the progress bar
         assert len(errors) == 1 and errors[0].startswith("main.py: "), lines
         return errors[0]
 
@@ -89,3 +107,7 @@ class Runs:
 
     def checkpoint(self, name, which="last"):
         return self.folder / "ckpt" / name / which
+
+    def checkpoints(self, name):
+        """Names of the checkpoints that are there."""
+        return {path.name for path in self.checkpoint(name).parent.iterdir()} - {"lock", "lock.pid"}

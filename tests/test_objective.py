@@ -2,6 +2,7 @@
 
 import copy
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,7 +19,6 @@ from objectives import (
     reconstruction_loss,
     total_correlation,
 )
-from training.checkpoint import read_checkpoint
 from training.log import read_log
 from utils import epoch_order, stream_seed
 
@@ -71,92 +71,100 @@ def test_capacity_rises_in_a_straight_line_and_stays():
 
 
 def step_loss(runs, *flags, step=50):
-    """(loss, what is logged, reconstruction loss and KL by hand) of one training step at fresh weights."""
+    """The loss of a step at fresh weights and what it logs; and by hand: reconstruction losses, KL, total correlation."""
     solver = runs.solver("step", "--save_output False --batch_size 4 --C_stop_iter 100", *flags)
-    solver.iter, seen = step, {}
-    terms = solver.step_terms
+    solver.iter, objective, seen = step, solver.objective, SimpleNamespace()
 
     def watched(x, x_recon, mu, logvar, z, step):
-        seen.update(x=x, x_recon=x_recon, mu=mu, logvar=logvar, z=z)
-        seen["loss"], seen["terms"] = terms(x, x_recon, mu, logvar, z, step)
-        return seen["loss"], seen["terms"]
+        vars(seen).update(x=x, x_recon=x_recon, mu=mu, logvar=logvar, z=z)
+        return objective(x, x_recon, mu, logvar, z, step)
 
-    solver.step_terms = watched
-    solver.training_step(solver.data.batch(torch.arange(4) * 100_000))
-    q = Normal(seen["mu"], (seen["logvar"] / 2).exp())
-    kl = torch_kl(q, Normal(0, 1)).sum(dim=1).mean().item()
-    bernoulli = -Bernoulli(logits=seen["x_recon"]).log_prob(seen["x"]).sum().item() / 4
-    gaussian = (torch.sigmoid(seen["x_recon"]) - seen["x"]).square().sum().item() / 4
-    solver.folder.__exit__()
-    return seen["loss"].item(), seen["terms"], {"bernoulli": bernoulli, "gaussian": gaussian}, kl, seen
+    solver.objective = watched
+    with torch.no_grad():
+        loss, seen.terms = solver.compute_loss(solver.data.batch(torch.arange(4) * 100_000))
+    solver.folder.release()
+    q = Normal(seen.mu, (seen.logvar / 2).exp())
+    seen.loss, seen.kl = loss.item(), torch_kl(q, Normal(0, 1)).sum(dim=1).mean().item()
+    seen.bernoulli = -Bernoulli(logits=seen.x_recon).log_prob(seen.x).sum().item() / 4
+    seen.gaussian = (torch.sigmoid(seen.x_recon) - seen.x).square().sum().item() / 4
+    log_q = Normal(seen.mu[None], (seen.logvar[None] / 2).exp()).log_prob(
+        seen.z[:, None]
+    )  # B of z, B of q, z_dim
+    mixture = log_q.sum(dim=2).exp().mean(dim=1).log()
+    seen.tc = (mixture - log_q.exp().mean(dim=1).log().sum(dim=1)).mean().item()
+    return seen
 
 
 @pytest.mark.parametrize("beta", [4.0, 0.0])
 def test_objective_H_is_reconstruction_plus_beta_KL(runs, beta):
-    loss, terms, recon, kl, _ = step_loss(runs, "--objective H --beta", beta)
-    assert loss == pytest.approx(recon["bernoulli"] + beta * kl, rel=1e-5)
-    assert "C" not in terms
+    step = step_loss(runs, "--objective H --beta", beta)
+    assert step.loss == pytest.approx(step.bernoulli + beta * step.kl, rel=1e-5)
+    assert "C" not in step.terms
 
 
 @pytest.mark.parametrize(
-    "flags, C",
+    "flags, C, gamma, delta",
     [
-        ("--gamma 1000 --C_max 25", 12.5),
-        ("--gamma 10 --C_max 25", 12.5),
-        ("--gamma 10 --C_max 25 --C_start 5", 15),
-        ("--gamma 10 --C_max 25 --C_stop_iter 10", 25),
-        ("--gamma 10 --C_max 25 --delta 2 --dist gaussian", 12.5),
+        ("--gamma 1000 --C_max 25", 12.5, 1000, 0),
+        ("--gamma 10 --C_max 25 --C_start 5", 15, 10, 0),
+        ("--gamma 10 --C_max 25 --C_stop_iter 10", 25, 10, 0),
+        ("--gamma 10 --C_max 25 --delta 2 --dist gaussian", 12.5, 10, 2),
     ],
 )
-def test_objective_B_is_reconstruction_plus_gamma_times_the_penalty_on_KL_minus_C(runs, flags, C):
-    loss, terms, recon, kl, _ = step_loss(runs, flags)
-    gamma = 1000 if "1000" in flags else 10
-    penalty = math.sqrt((kl - C) ** 2 + 4) - 2 if "delta" in flags else abs(kl - C)
-    recon = recon["gaussian" if "gaussian" in flags else "bernoulli"]
-    assert loss == pytest.approx(recon + gamma * penalty, rel=1e-5)
-    assert terms["C"] == C and terms["recon_loss"].item() == pytest.approx(recon, rel=1e-5)
-
-
-def tc_of(seen):
-    """Total correlation of a batch, with torch.distributions."""
-    q = Normal(seen["mu"][None], (seen["logvar"][None] / 2).exp())
-    log_q = q.log_prob(seen["z"][:, None])  # B of z, B of q, z_dim
-    mixture = log_q.sum(dim=2).exp().mean(dim=1).log()
-    return (mixture - log_q.exp().mean(dim=1).log().sum(dim=1)).mean().item()
+def test_objective_B_is_reconstruction_plus_gamma_times_the_penalty_on_KL_minus_C(
+    runs, flags, C, gamma, delta
+):
+    step = step_loss(runs, flags)
+    recon = step.gaussian if "gaussian" in flags else step.bernoulli
+    penalty = math.sqrt((step.kl - C) ** 2 + delta**2) - delta
+    assert step.loss == pytest.approx(recon + gamma * penalty, rel=1e-5)
+    assert step.terms["C"] == C and step.terms["recon_loss"].item() == pytest.approx(recon, rel=1e-5)
 
 
 @pytest.mark.parametrize("beta", [1.0, 6.0])
 def test_objective_TC_is_reconstruction_plus_KL_plus_beta_minus_1_total_correlations(runs, beta):
-    loss, _, recon, kl, seen = step_loss(runs, "--objective TC --beta", beta)
-    assert loss == pytest.approx(recon["bernoulli"] + kl + (beta - 1) * tc_of(seen), rel=1e-5)
+    step = step_loss(runs, "--objective TC --beta", beta)
+    assert step.loss == pytest.approx(step.bernoulli + step.kl + (beta - 1) * step.tc, rel=1e-5)
 
 
 def test_total_correlation_is_zero_where_posteriors_are_the_prior_and_high_where_latents_are_copies():
     z = torch.randn(64, 1)
     assert total_correlation(z.expand(64, 3), torch.zeros(64, 3), torch.zeros(64, 3)).abs() < 1e-5
-    spread = torch.linspace(-2, 2, 64)[:, None]
-    alone = total_correlation(
-        torch.cat([spread, 0 * spread], 1), torch.cat([spread, 0 * spread], 1), torch.full((64, 2), -4.0)
-    )
-    copies = total_correlation(spread.expand(64, 2), spread.expand(64, 2), torch.full((64, 2), -4.0))
-    assert alone.abs() < 1e-5 and copies > 1
+    spread, narrow = torch.linspace(-2, 2, 64)[:, None], torch.full((64, 2), -4.0)
+    alone, copies = torch.cat([spread, 0 * spread], 1), spread.expand(64, 2)
+    assert total_correlation(alone, alone, narrow).abs() < 1e-5
+    assert total_correlation(copies, copies, narrow) > 1
 
 
 RESTART = "--objective restart --gamma 10 --restart_iter 20 --weak_iters 10 --rise_iters 40 --restart_beta 0.25 --beta 5"
 
 
 @pytest.mark.parametrize(
-    "step, weights", [(21, (0.25, 0.25)), (30, (0.25, 0.25)), (50, (0.5, 2.625)), (70, (1, 5)), (99, (1, 5))]
+    "step, kl, tc", [(21, 0.25, 0.25), (30, 0.25, 0.25), (50, 0.5, 2.625), (70, 1, 5), (99, 1, 5)]
 )
-def test_after_its_restart_the_objective_is_TC_whose_weights_rise(runs, step, weights):
-    loss, terms, recon, kl, seen = step_loss(runs, RESTART, step=step)
-    expected = recon["bernoulli"] + weights[0] * kl + (weights[1] - weights[0]) * tc_of(seen)
-    assert loss == pytest.approx(expected, rel=1e-5) and math.isnan(terms["C"])
+def test_after_its_restart_the_objective_is_TC_whose_weights_rise(runs, step, kl, tc):
+    step = step_loss(runs, RESTART, step=step)
+    assert step.loss == pytest.approx(step.bernoulli + kl * step.kl + (tc - kl) * step.tc, rel=1e-5)
+    assert math.isnan(step.terms["C"])
 
 
 def test_up_to_its_restart_the_objective_is_B(runs):
-    loss, terms, recon, kl, _ = step_loss(runs, RESTART, "--C_max 8", step=20)
-    assert loss == pytest.approx(recon["bernoulli"] + 10 * abs(kl - 1.6), rel=1e-5) and terms["C"] == 1.6
+    step = step_loss(runs, RESTART, "--C_max 8", step=20)
+    assert step.loss == pytest.approx(step.bernoulli + 10 * abs(step.kl - 1.6), rel=1e-5)
+    assert step.terms["C"] == 1.6
+
+
+def test_a_step_logs_mu_variance_and_KL_each_under_its_name(runs):
+    step = step_loss(runs)
+    torch.testing.assert_close(step.terms["mu"], step.mu.mean(dim=0))
+    torch.testing.assert_close(step.terms["var"], step.logvar.exp().mean(dim=0))
+    torch.testing.assert_close(step.terms["kld"], kl_divergence(step.mu, step.logvar)[1])
+    assert step.terms["total_kld"].item() == pytest.approx(step.kl, rel=1e-5)
+    assert step.terms["mean_kld"].item() == pytest.approx(step.kl / 10, rel=1e-5)
+    assert not torch.equal(step.z, step.mu)
+
+
+# Steps.
 
 
 def test_the_learning_rate_stays_then_falls_with_a_cosine_to_a_hundredth():
@@ -166,9 +174,7 @@ def test_the_learning_rate_stays_then_falls_with_a_cosine_to_a_hundredth():
 
 
 def test_each_step_takes_the_learning_rate_of_its_iteration(runs):
-    solver = runs.solver(
-        "run", "--save_output no --batch_size 2 --lr 1e-3 --lr_start_iter 10 --lr_stop_iter 30"
-    )
+    solver = runs.solver("run", "--batch_size 2 --lr 1e-3 --lr_start_iter 10 --lr_stop_iter 30")
     for step, rate in ((5, 1e-3), (20, 0.505e-3), (31, 1e-5)):
         solver.iter = step
         solver.training_step(solver.data.batch(torch.arange(2)))
@@ -176,34 +182,20 @@ def test_each_step_takes_the_learning_rate_of_its_iteration(runs):
 
 
 def test_a_restart_draws_the_encoder_and_what_inactive_latents_pass_through_anew_and_keeps_the_rest(runs):
-    solver = runs.solver("run", RESTART, "--save_output no --batch_size 2")
+    solver = runs.solver("run", RESTART, "--batch_size 2")
     solver.iter = 1
     solver.training_step(solver.data.batch(torch.arange(2)))
-    kld = [0.5 if j in (2, 7) else 0.005 for j in range(10)]
-    solver.window.close(
-        [kld[int(name[4:])] if name.startswith("kld_") else 0.0 for name in solver.window.columns]
-    )
+    solver.latent_kld = lambda: [0.5 if j in (2, 7) else 0.005 for j in range(10)]
     before = copy.deepcopy(solver.net.state_dict())
     solver.restart_encoder()
     after = solver.net.state_dict()
     changed = {name for name in after if not torch.equal(after[name], before[name])}
     weights = {name for name in after if name.startswith("encoder") and name.endswith("weight")}
-    assert weights < changed and {name for name in changed if name.startswith("decoder")} == {
-        "decoder.0.weight"
-    }
+    assert weights < changed
+    assert {name for name in changed if name.startswith("decoder")} == {"decoder.0.weight"}
     columns = (after["decoder.0.weight"] != before["decoder.0.weight"]).any(dim=0)
     assert columns.nonzero().flatten().tolist() == [0, 1, 3, 4, 5, 6, 8, 9]
     assert not solver.optim.state
-
-
-def test_a_step_logs_mu_variance_and_KL_each_under_its_name(runs):
-    _, terms, recon, kl, seen = step_loss(runs)
-    torch.testing.assert_close(terms["mu"], seen["mu"].mean(dim=0))
-    torch.testing.assert_close(terms["var"], seen["logvar"].exp().mean(dim=0))
-    torch.testing.assert_close(terms["kld"], kl_divergence(seen["mu"], seen["logvar"])[1])
-    assert terms["total_kld"].item() == pytest.approx(kl, rel=1e-5)
-    assert terms["mean_kld"].item() == pytest.approx(kl / 10, rel=1e-5)
-    assert not torch.equal(seen["z"], seen["mu"])
 
 
 def test_three_steps_are_those_of_the_loop_that_people_write(runs):
@@ -223,7 +215,7 @@ def test_three_steps_are_those_of_the_loop_that_people_write(runs):
         adam.step()
     for one, other in zip(solver.net.parameters(), net.parameters()):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
-    solver.iter = solver.order.batches + 1
+    solver.iter = solver.batches + 1
     assert torch.equal(solver.next_indices(), epoch_order(1, 1, len(solver.data))[:2])
 
 
@@ -254,30 +246,27 @@ def test_an_objective_that_is_added_to_the_table_trains_logs_its_terms_and_resum
 
 @pytest.mark.parametrize("new", [True, False])
 def test_a_checkpoint_that_logged_other_terms_goes_on_and_the_log_has_the_new_columns(runs, monkeypatch, new):
-    """new: a term more than in the checkpoint, else one less; the open window starts anew, or goes on."""
+    """new: a term more than in the checkpoint, else one less; the open window of iterations starts anew."""
     flags = "--save_output no --gather_step 15 --max_iter 30"  # the checkpoint of 20 is amid a window
     B = objectives.objective_B
 
     def objective(x, x_recon, mu, logvar, z, step, *, dist, gamma, C_start, C_max, C_stop_iter, delta):
-        loss, terms = B(
-            x, x_recon, mu, logvar, z, step, dist=dist, gamma=gamma, C_start=C_start, C_max=C_max,
-            C_stop_iter=C_stop_iter, delta=delta,
-        )  # fmt: skip
+        flags = dict(
+            dist=dist, gamma=gamma, C_start=C_start, C_max=C_max, C_stop_iter=C_stop_iter, delta=delta
+        )
+        loss, terms = B(x, x_recon, mu, logvar, z, step, **flags)
         return loss, {"extra": loss, **terms} if new else {k: v for k, v in terms.items() if k != "C"}
 
     runs.run("run", flags)
     before = read_log(runs.outputs("run") / "log.csv")
     monkeypatch.setitem(objectives.OBJECTIVES, "B", objective)
-    output = runs.run("run", flags, "--ckpt_name previous --overwrite True").stdout
-    assert ("no extra for the log" in output) == new
+    assert "logged other terms" in runs.run("run", flags, "--ckpt_name previous --overwrite True").stdout
     log = read_log(runs.outputs("run") / "log.csv")
     assert log["iter"] == [15, 30] and ("extra" in log, "C" in log) == (new, new)
+    assert log["kld_3"][0] == before["kld_3"][0]
     if new:
         assert math.isnan(log["extra"][0]) and log["extra"][1] > 0
         assert log["C"][1] == pytest.approx(25e-5 * 25.5, rel=1e-4)  # of 21 to 30
-    else:
-        assert all(log[name] == before[name] for name in log)
-    assert read_checkpoint(runs.checkpoint("run"))["window"]["columns"] == list(log)[1:]
 
 
 def test_each_epoch_is_a_permutation_of_its_own():

@@ -1,7 +1,6 @@
 """Checkpoints of a run: one of them is always whole, and reading one runs no code."""
 
 import io
-import os
 import zipfile
 from pathlib import Path
 
@@ -13,10 +12,7 @@ MARKED_AS_FOLDER = 0x10  # an attribute of members of zip files: torch reads not
 
 
 class Checkpoints:
-    """A run's folder of checkpoints: last, previous, and one for each KEEP_EVERY iterations, kept for good.
-
-    A checkpoint holds tensors and plain Python values only, so that loading one runs no code.
-    """
+    """A run's folder of checkpoints: last, previous, and one for each KEEP_EVERY iterations, kept for good."""
 
     KEEP_EVERY = 50_000
 
@@ -25,10 +21,8 @@ class Checkpoints:
 
     def paths(self):
         """The checkpoints that are there: last, previous, then those kept, from the latest iteration on."""
-        names = ["last", "previous"]
-        if self.folder.is_dir():
-            kept = [p.name for p in self.folder.iterdir() if p.name.isdecimal() and p.is_file()]
-            names += sorted(kept, key=int, reverse=True)
+        kept = [path.name for path in self.folder.glob("[0-9]*") if path.name.isdecimal() and path.is_file()]
+        names = ["last", "previous", *sorted(kept, key=int, reverse=True)]
         return [self.folder / name for name in names if (self.folder / name).exists()]
 
     def forget(self, last_own, current):
@@ -40,16 +34,14 @@ class Checkpoints:
 
     def save(self, state):
         """Writes state as last; what was last, if whole, becomes previous: one of them is always whole."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        names = ["last"] + [str(state["iter"])] * (state["iter"] % self.KEEP_EVERY == 0)
         buffer = io.BytesIO()
         torch.save(state, buffer)
-        for name in reversed(names):
-            path = self.folder / name
-            if path.is_dir():
-                os.rename(path, path.with_name(f"{name}.folder"))
-            keep = name == "last" and is_whole(path)
-            with atomic_file(path, backup=self.folder / "previous" if keep else None) as file:
+        last, names = self.folder / "last", ["last"]
+        if state["iter"] % self.KEEP_EVERY == 0:
+            names.insert(0, str(state["iter"]))
+        for name in names:
+            keep = name == "last" and is_whole(last)
+            with atomic_file(self.folder / name, backup=self.folder / "previous" if keep else None) as file:
                 file.write(buffer.getbuffer())
 
     def path(self, name):
@@ -57,36 +49,28 @@ class Checkpoints:
         return self.folder / name if (self.folder / name).exists() else Path(name)
 
     def load(self, name="last"):
-        """Reads a checkpoint onto the CPU.
+        """Reads a checkpoint onto the CPU: last, another name in the folder, or a path. UserError if it cannot be read.
 
-        name: "last" (if it is damaged the newest readable one; None if there are none at all), another
-        name in the folder, or a path. Raises UserError if there is nothing readable to give.
+        A damaged last gives way to the newest that can be read. None if last is asked for and there are none at all.
         """
-        if name == "last":
-            return self.load_newest()
-        path = self.path(name)
-        if not path.exists():
-            there = ", ".join(p.name for p in self.paths()) or "none"
-            raise UserError(f"no checkpoint {name} in {self.folder} (there: {there}), nor a file {name}")
-        return read_checkpoint(path)
-
-    def load_newest(self):
-        """The newest checkpoint that can be read; None if there is none of any kind."""
-        paths, newest = self.paths(), None
-        for path in paths:
-            if newest and int(path.name) <= newest["iter"]:  # one that is kept may be newer than previous
-                break
+        if name != "last":
+            return read_checkpoint(self.path(name))
+        newest = None
+        for path in self.paths():
             try:
-                newest = read_checkpoint(path)
+                state = read_checkpoint(path)
             except UserError as error:
                 print(f"{error}: taking the newest of the others")
                 continue
             if path.name == "last":
-                return newest
-            used = path
+                return state
+            if (
+                newest is None or state["iter"] > newest["iter"]
+            ):  # one that is kept may be newer than previous
+                newest, used = state, path
         if newest:
             print(f"using checkpoint {used} of iteration {newest['iter']}")
-        elif paths:
+        elif self.paths():
             lose = "to start afresh and lose them: --ckpt_name none --overwrite True"
             raise UserError(f"no checkpoint in {self.folder} can be read; {lose}")
         return newest
@@ -94,8 +78,6 @@ class Checkpoints:
 
 def check_members(path):
     """ValueError if a zip file is not as torch.save writes it, or a checksum is wrong: torch itself does not look."""
-    if not path.is_file():  # a pipe would be waited for
-        raise ValueError("it is not a file")
     with zipfile.ZipFile(path) as archive:
         for info in archive.infolist():
             if info.compress_type != zipfile.ZIP_STORED or info.external_attr & MARKED_AS_FOLDER:
@@ -115,19 +97,20 @@ def is_whole(path):
 def read_checkpoint(path):
     """Reads a checkpoint onto the CPU: a dict of iter, model_states, optim_states and, in this project's own, more.
 
-    Runs no code from the file. Files of 1Konny/Beta-VAE, which may be in torch's format from before zip files, hold no
-    "arguments": None here. UserError, in one line, if it cannot be read.
+    Runs no code from the file. Files of 1Konny/Beta-VAE hold no "arguments": None here. UserError, in one line, if it
+    cannot be read.
     """
     path = Path(path)
     try:
-        before_zip = path.is_file() and path.read_bytes().startswith(b"\x80\x02")  # as torch wrote before 1.6
+        if not path.is_file():  # a pipe would be waited for
+            raise ValueError("it is not a file" if path.exists() else "there is none of that name")
+        with open(path, "rb") as file:
+            before_zip = file.read(2) == b"\x80\x02"  # torch's format before 1.6, which has no checksums
         if not before_zip:
             check_members(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
         if type(state["iter"]) is not int or state["iter"] < 0 or not state["model_states"]["net"]:
             raise ValueError("its iteration or its network is missing")
-        if not isinstance(state.get("arguments"), (dict, type(None))):
-            raise ValueError("its flags are no table")
         return {"arguments": None, **state}
     except Exception as error:  # of zipfile, pickle and torch, for as many kinds of damage
         what = first_line(error)
@@ -148,8 +131,7 @@ def load_optimizer(optim, saved):
     optim.load_state_dict({"state": saved["state"], "param_groups": groups})
     averages = ["sum"] if isinstance(optim, torch.optim.Adagrad) else ["exp_avg", "exp_avg_sq"]
     for p in (p for group in optim.param_groups for p in group["params"]):
-        state = optim.state[p]
-        if any(state[name].shape != p.shape for name in averages) or state["step"].numel() != 1:
+        if any(optim.state[p][name].shape != p.shape for name in averages):
             raise ValueError("the optimiser's averages are of other shapes")
 
 

@@ -20,7 +20,7 @@ def file_lock(folder):
 
 
 def lock_run(folder):
-    """Takes a run's folder for this process; returns the lock, whose release() or end of life lets it go.
+    """Makes a run's folder and locks it for this process, until the lock that it returns is released or the process ends.
 
     UserError says who has it. Where the file system knows no locks, prints so in a line and returns None.
     """
@@ -29,9 +29,8 @@ def lock_run(folder):
     try:
         lock.acquire()
     except Timeout:
-        raise UserError(
-            f"{folder} is in use: {holder_of(folder)} is training there; another run needs another --viz_name"
-        ) from None
+        held = f"{folder} is in use: {holder_of(folder)} is training there"
+        raise UserError(f"{held}; another run needs another --viz_name") from None
     except OSError as error:
         if error.errno not in NO_LOCKS:
             raise

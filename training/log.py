@@ -6,26 +6,19 @@ import os
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from utils import UserError, atomic_file, named
 
 
-def column_names(terms):
-    """Columns of a dict of what a step logs: a scalar is one, a vector one for each of its values, name_0, name_1 .."""
-    names = []
-    for name, value in terms.items():
-        vector = isinstance(value, torch.Tensor) and value.dim()
-        names += [f"{name}_{j}" for j in range(len(value))] if vector else [name]
-    return names
-
-
 class Window:
-    """The steps since the last row of the log: sums of what they log, on the device, as reading them would wait for it."""
+    """Sums of what the steps since the last row of the log have logged. They stay on the device: reading them would wait for it."""
 
     def __init__(self, terms, device):
-        """terms: what a step logs, a dict of scalars and of vectors (z_dim,)."""
-        self.columns = column_names(terms)
+        """terms: what a step logs, a dict of scalars and of vectors (z_dim,), which get a column a value: kld_0, kld_1 .."""
+        self.columns = []
+        for name, value in terms.items():
+            vector = isinstance(value, torch.Tensor) and value.dim()
+            self.columns += [f"{name}_{j}" for j in range(len(value))] if vector else [name]
         self.sums = torch.zeros(len(self.columns), dtype=torch.float64, device=device)
         self.count, self.last_row = 0, None
 
@@ -43,10 +36,8 @@ class Window:
 
     def text(self):
         """The averages of the scalars, in a line; without those that are not defined at this step (NaN)."""
-        means = {
-            name: value for name, value in self.means().items() if not name[-1].isdecimal() and value == value
-        }
-        return ", ".join(f"{name} {value:.4g}" for name, value in means.items())
+        scalars = {name: mean for name, mean in self.means().items() if not name[-1].isdecimal()}
+        return ", ".join(f"{name} {mean:.4g}" for name, mean in scalars.items() if not math.isnan(mean))
 
     def close(self, row):
         """Begins the next window; row: the averages of this one, as the log has them."""
@@ -57,78 +48,59 @@ class Window:
         return {name: getattr(self, name) for name in ("columns", "sums", "count", "last_row")}
 
     def load_state_dict(self, saved):
-        """Goes on with the sums of a checkpoint, by the names of its columns; with an empty window where one is missing."""
-        latents = (len(saved["sums"]) - 4) // 3  # of checkpoints without names
-        before = ["recon_loss", "total_kld", "mean_kld", "C"]
-        before += [f"{name}_{j}" for name in ("kld", "mu", "var") for j in range(latents)]
-        before = saved.get("columns", before)
-        if missing := [name for name in self.columns if name not in before]:
-            print(f"the checkpoint has no {missing[0]} for the log: its open row starts anew here")
-            return
-        places = [before.index(name) for name in self.columns]
-        self.sums.copy_(saved["sums"][places])
-        self.count, row = saved["count"], saved["last_row"]
-        self.last_row = row and [row[place] for place in places]
+        """Goes on with the sums of a checkpoint; with none where it logged other terms, or did not name them."""
+        if saved.get("columns") == self.columns:
+            self.sums.copy_(saved["sums"])
+            self.count, self.last_row = saved["count"], saved["last_row"]
+        elif saved["count"]:
+            print(
+                "the checkpoint logged other terms: the first row of the log averages over fewer iterations"
+            )
 
 
 class Log:
     """log.csv: a row for each window of iterations. columns: names, the first of which is "iter"."""
 
     def __init__(self, path, columns):
-        self.path, self.columns, self.file = Path(path), columns, None
+        self.path, self.columns = Path(path), columns
 
-    def open(self, last_iter, keep=False):
-        """Opens the file to append after last_iter: later rows go. Columns that are new are empty in earlier rows.
+    def begin(self, last_iter, keep=False):
+        """Makes the file ready for rows after last_iter: later ones go. Columns that are new are empty in earlier rows.
 
-        keep: leave the whole of it as log.csv.old, unless what is there already is longer.
+        keep: the file as it was becomes log.csv.old, unless a longer one has that name. It does, too, where columns change.
         """
-        rows, old = [], self.path.with_name(f"{self.path.name}.old")
-        header, found = self.read_rows()
-        if last_iter and "iter" in header:
-            rows = [dict(zip(header, row)) for row in found if len(row) == len(header)]
-            rows = [row for row in rows if row["iter"].isdecimal() and int(row["iter"]) <= last_iter]
-            keep = keep or header != self.columns
-        if keep and self.path.exists():
+        rows, old = self.read_rows(), self.path.with_name(f"{self.path.name}.old")
+        if self.path.exists() and (keep or rows and list(rows[0]) != self.columns):
             if not (old.exists() and old.stat().st_size > self.path.stat().st_size):
                 with atomic_file(old) as file:
                     file.write(self.path.read_bytes())
-        lines = [self.columns, *([row.get(name, "") for name in self.columns] for row in rows)]
+        lines = [self.columns]
+        lines += [
+            [row.get(name, "") for name in self.columns] for row in rows if int(row["iter"]) <= last_iter
+        ]
         with atomic_file(self.path) as file:
             file.write("".join(",".join(line) + "\n" for line in lines).encode())
-        self.file = open(self.path, "a+", newline="")
 
     def read_rows(self):
-        """Header and rows that are there, as texts; none where there is no table."""
+        """The whole rows that are there, as dicts of texts; none where there is no table."""
         try:
             with open(self.path, newline="", errors="replace") as file:
-                header, *rows = csv.reader(file)
-            return header, rows
-        except (FileNotFoundError, ValueError, csv.Error):
-            return [], []
+                rows = [row for row in csv.DictReader(file) if None not in row and None not in row.values()]
+            return [row for row in rows if row.get("iter", "").isdecimal()]
+        except (FileNotFoundError, csv.Error):
+            return []
 
     def append(self, iteration, values):
         """Adds a row; returns its values as a reader of the file will see them."""
         texts = [f"{value:.6g}" for value in values]
-        with named(self.path):
-            self.file.write(",".join([str(iteration), *texts]) + "\n")
-            self.file.flush()
+        with named(self.path), open(self.path, "r+") as file:  # an error if someone removed it
+            file.seek(0, os.SEEK_END)
+            file.write(",".join([str(iteration), *texts]) + "\n")
         return [float(text) for text in texts]
 
     def flush_to_disk(self):
-        if not self.path.exists():  # its folder was removed; the open file still has it all
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.file.seek(0)
-            with atomic_file(self.path) as file:
-                file.write(self.file.read().encode())
-            self.file.close()
-            self.file = open(self.path, "a+", newline="")
-            tqdm.write(f"{self.path} was removed: written again")
-        with named(self.path):
-            os.fsync(self.file.fileno())
-
-    def close(self):
-        if self.file:
-            self.file.close()
+        with named(self.path), open(self.path) as file:
+            os.fsync(file.fileno())
 
 
 def read_log(path):

@@ -1,0 +1,105 @@
+"""Trainings that are killed again and again, each called again with the same flags, until one call gets to the end.
+
+    BETA_VAE_KILLS=200 python -m pytest tests/test_crash.py -s
+
+Each call is a fork of this process, which saves the seconds of imports. It is killed at a random moment, or as it opens,
+moves or removes a file of its run for the nth time.
+"""
+
+import os
+import random
+import signal
+import sys
+import threading
+import time
+import traceback
+from functools import partial
+
+import pytest
+from tqdm import tqdm
+
+import main
+from helpers import assert_same_run
+from training.checkpoint import read_checkpoint
+
+KILLS = int(os.environ.get("BETA_VAE_KILLS", 12))
+SAVE_STEP = 30
+FLAGS = f"--batch_size 1 --max_iter 240 --gather_step 1 --display_step 120 --save_step {SAVE_STEP} --cuda no"
+
+
+def kill_after(seconds, number=signal.SIGKILL):
+    threading.Timer(seconds, os.kill, (os.getpid(), number)).start()
+
+
+def kill_at_event(folder, nth, seconds):
+    """Kills this process so many seconds after it opens, moves or removes a file in folder for the nth time."""
+    left = nth
+
+    def audit(event, args):  # Python calls it before these things happen
+        nonlocal left
+        if event in ("open", "os.rename", "os.remove") and str(args[0]).startswith(str(folder)):
+            left -= 1
+            if left == 0:
+                kill_after(seconds) if seconds else os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(audit)
+
+
+def call(runs, name, kill=lambda: None):
+    """Calls main.py in a fork, in which kill() is called first; returns its exit status."""
+    if pid := os.fork():
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    status = 1
+    try:
+        sys.stdout = sys.stderr = open(runs.folder / "output.txt", "a", buffering=1)
+        tqdm.set_lock(
+            threading.RLock()
+        )  # its own is shared by all forks, and stays taken when one is killed in it
+        kill()
+        status = main.main(runs.command(name, FLAGS))
+    except SystemExit as stop:  # SIGTERM outside the training loop
+        status = stop.code
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(status)
+
+
+def lost(runs, name):
+    """How many iterations of a killed run, those that its log has, are after its checkpoint."""
+    log, saved = runs.outputs(name) / "log.csv", 0
+    done = log.read_text().splitlines()[-1].split(",")[0] if log.exists() else ""
+    for which in ("last", "previous"):
+        if runs.checkpoint(name, which).exists():
+            saved = read_checkpoint(runs.checkpoint(name, which))["iter"]
+            break
+    return int(done) - saved if done.isdecimal() else 0
+
+
+@pytest.mark.slow
+def test_killed_in_any_way_and_amid_writing_a_run_ends_with_the_bytes_of_one_that_was_left_alone(runs):
+    seed = random.randrange(10**6)
+    rng, kills, number = random.Random(seed), 0, 0
+    start = time.monotonic()
+    assert call(runs, "whole") == 0
+    length = time.monotonic() - start
+    while kills < KILLS:
+        number += 1
+        name, status = f"run{number}", None
+        while status != 0:
+            nth, seconds = rng.randrange(1, 300), rng.choice([0, 0.02]) * rng.random()
+            ways = [
+                partial(kill_after, rng.random() * length),
+                partial(kill_after, rng.random() * length, signal.SIGTERM),
+                partial(kill_at_event, runs.folder, nth, seconds),
+            ]
+            way = rng.choice(ways) if kills < KILLS else lambda: None
+            status = call(runs, name, way)
+            kills += status != 0
+            output = (runs.folder / "output.txt").read_text()
+            assert status in (0, -signal.SIGKILL, -signal.SIGTERM, 128 + signal.SIGTERM), (
+                f"seed {seed}: {output}"
+            )
+            assert "Traceback" not in output and lost(runs, name) <= SAVE_STEP, f"seed {seed}: {output}"
+        assert_same_run(runs, "whole", name)
+    print(f"{kills} kills in {number} runs, seed {seed}")

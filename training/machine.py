@@ -1,0 +1,69 @@
+"""What a run computes on: the device, and whatever else of the machine its numbers depend on."""
+
+import ctypes
+import subprocess
+from pathlib import Path
+
+import torch
+
+from utils import versions
+
+
+def set_up_device(cuda, threads=0):
+    """Sets how torch computes in this process; returns the CUDA device if cuda and there is one, else the CPU.
+
+    threads: of the CPU; 0 is torch's choice. Numbers that are almost zero (denormal), of which trained networks make
+    many, are flushed to zero: a CPU's convolutions stumble over them, and a step takes 1.3 times as long.
+    """
+    torch.set_flush_denormal(True)  # before there are other threads: each inherits it when it is made
+    if threads:
+        torch.set_num_threads(threads)
+    if not (cuda and torch.cuda.is_available()):
+        return torch.device("cpu")
+    # TensorFloat-32: products of 10-bit mantissas, sums in float32
+    torch.backends.cuda.matmul.fp32_precision = torch.backends.cudnn.conv.fp32_precision = "tf32"
+    return torch.device("cuda")
+
+
+def keep_freed_memory():
+    """Lets the process keep the memory that it frees, blocks of up to 256 MB, for its next allocations.
+
+    glibc hands large blocks back to the system, which clears each page of the next one: in training, whose activations
+    are blocks of 8 MB, that is a third of the time. Does nothing where there is no glibc.
+    """
+    M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return
+    mallopt(M_TRIM_THRESHOLD, 2**30)
+    mallopt(M_MMAP_THRESHOLD, 2**28) or mallopt(M_MMAP_THRESHOLD, 2**25)  # the most that older ones take
+
+
+def git_commit():
+    """Commit of the code that runs, with "+changes" if files differ from it; None without git."""
+    command = ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+changes"]
+    options = dict(cwd=Path(__file__).parent, text=True, capture_output=True, check=True, timeout=10)
+    try:
+        return subprocess.run(command, **options).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def machine(device, precision):
+    """What the numbers of a run depend on besides its flags, as a dict for args.json, checkpoints and scores."""
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "threads": torch.get_num_threads(),
+        "precision": precision,
+        "versions": versions(),
+        "commit": git_commit(),
+    }
+
+
+def compare_machines(before, now):
+    """Says what about the machine changes the digits of a resumed run. before: a checkpoint; now: machine()."""
+    for name in ("device", "threads", "precision"):
+        if before[name] != now[name]:
+            made = f"the checkpoint was made with {name} {before[name]}, this is {now[name]}"
+            print(f"{made}: digits may differ from those of a run without a break")
