@@ -117,9 +117,9 @@ def read_curves(log):
         lines[win] = {}
         for column, name in columns.items():
             for j in active(kld) if column.endswith("_") else [""]:
-                values = log.get(f"{column}{j}", math.nan)
-                if not np.isnan(values).all():  # C is not in every objective
-                    lines[win][f"{name}{j}"] = values
+                lines[win][f"{name}{j}"] = log.get(f"{column}{j}", math.nan)
+    if np.isnan(lines["kld"]["C"]).all():  # of another objective than B
+        del lines["kld"]["C"]
     return lines, kld
 
 
@@ -132,8 +132,8 @@ def plot(axes, x, lines, title, unit, names=None):
         axes.plot(x, y, style, color=color, marker=marker, label=names[name] if names else name)
     axes.set_title(title, loc="left", fontsize=11)
     axes.set(xlabel="iterations", ylabel=unit)
-    axes.xaxis.set_major_formatter(lambda at, _: f"{at / 1000:g}k" if at else "0")
-    axes.locator_params(axis="x", nbins=6)
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.locator_params(axis="x", nbins=5)
     axes.grid(alpha=0.3)
 
 
