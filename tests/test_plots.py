@@ -99,12 +99,6 @@ def test_traversals_stand_in_rows_by_kl_beside_each_other_for_each_seed(tmp_path
     assert Image.open(tmp_path / "x.png").width >= 1000  # sharp in a column of 800 pixels
 
 
-def test_a_random_code_is_traversed_without_an_input(tmp_path, table):
-    pictures.traversals(ramps(), {"random": None}, KLD, None, tmp_path / "x.png")
-    assert texts(table["rows"][0]) == ["", "random"] and "mutual information" not in table["foot"]
-    assert not any(isinstance(cell, torch.Tensor) for cell in table["rows"][0])
-
-
 def test_a_border_that_is_dark_in_all_images_is_cut_off():
     images = torch.zeros(2, 1, 64, 64)
     images[0, 0, 10, 30] = images[1, 0, 40, 56] = 1  # 7 columns from the right
@@ -266,16 +260,6 @@ def test_runs_and_published_results_stand_in_one_plane_of_kl_and_reconstruction(
     assert [list(line.get_xdata()) for line in axes.get_lines()] == [[1, 2, 3], [2]]
     assert [text.get_text() for text in axes.texts] == ["theirs"] and axes.texts[0].xy == (2, 25)
     assert axes.get_xlabel().startswith("KL") and axes.get_ylabel().startswith("reconstruction loss")
-
-
-def test_a_study_has_a_panel_per_metric_with_a_dot_per_run_and_the_median(figure):
-    drawn = figure(
-        figures.study, {"mig": {"a": [0.1, 0.3], "b": [0.2]}, "total_kld": {"a": [4, 2], "b": [9]}}
-    )
-    assert [axes.get_title() for axes in drawn.axes] == ["mig", "total_kld (nats per image)"]
-    assert [list(line.get_ydata()) for line in drawn.axes[1].get_lines()] == [[4, 2], [9]]
-    assert [line.get_segments()[0][0][1] for line in drawn.axes[0].collections] == pytest.approx([0.2, 0.2])
-    assert [text.get_text() for text in drawn.axes[0].get_xticklabels()] == ["a", "b"]
 
 
 @pytest.mark.slow

@@ -66,13 +66,13 @@ def curves(log):
     """The windows of log.csv, {column: values}: one for each of CURVES. What is not finite is a gap."""
     if not log["iter"]:
         return
-    all_lines, kld = read_curves(log)
+    lines, kld = read_curves(log)
     for win, (title, unit, _) in CURVES.items():
         data = []
-        for name, y in all_lines[win].items():
-            style = dict(color="#c0c0c0", dash="dash") if name == "C" else dict(color="#000000")
+        for name, y in lines[win].items():
+            style = dict(color="silver", dash="dash") if name == "C" else dict(color="black")
             if name.startswith("z_"):
-                j = int(name[2:])
+                j = int(name[2:])  # a latent keeps its colour when the order changes
                 style = dict(color=PALETTE[j % 10], dash=DASHES[j // 10 % 4])
             y = [value if math.isfinite(value) else None for value in y]  # JSON has no infinity
             mode = "lines+markers" if len(y) < 50 else "lines"
@@ -92,35 +92,29 @@ def study(folder, name):
     yield text("table", "Table", f"<pre>{table}</pre>", (width, SIZE[1]))
 
 
-def newest(folder, name, iteration):
-    """The last outputs/NAME/<iter> up to iteration that holds a file of that name; None if there is none."""
-    found = [path.parent for path in folder.glob(f"[0-9]*/{name}") if path.parent.name.isdecimal()]
-    found = sorted((int(each.name), each) for each in found)
-    return next((each for at, each in reversed(found) if at <= iteration), None)
+def newest(folder, name):
+    """The last outputs/NAME/<iter> that holds a file of that name; None if there is none."""
+    found = [path.parent for path in folder.glob(f"*/{name}") if path.parent.name.isdecimal()]
+    return max(found, key=lambda each: int(each.name), default=None)
 
 
-def summary(folder, name, log, iteration, rate=None):
-    """The window "Run": iteration, speed, latest losses and scores, device and flags. rate: iterations a second."""
+def summary(folder, name, log, iteration):
+    """The window "Run": iteration, latest losses and scores, device and flags."""
     about = json.loads((folder / "args.json").read_text())
     end = about["arguments"]["max_iter"]
     words = {"iteration": f"{iteration:,} of {end:,} ({100 * iteration / end:.1f} %)"}
-    if rate:
-        hours, minutes = divmod(max(end - iteration, 0) / rate // 60, 60)
-        words["speed"] = f"{rate:.1f} it/s, {hours:.0f} h {minutes:.0f} min left"
     if log["iter"]:
         recon, kl = log["recon_loss"][-1], log["total_kld"][-1]
         words["latest"] = f"reconstruction {recon:.1f}, KL {kl:.2f} nats per image"
-    if scored := newest(folder, "metrics.json", iteration):
+    if scored := newest(folder, "metrics.json"):
         scores = json.loads((scored / "metrics.json").read_text())
         numbers = [f"{key} {value:.3g}" for key, value in scores.items() if isinstance(value, (int, float))]
         words[f"scores at {int(scored.name):,}"] = ", ".join(numbers)
     words["device"] = f"{about['device']}, {about['threads']} threads, {about['precision']}"
     words["flags"] = ", ".join(f"{key} {value}" for key, value in about["arguments"].items())
     words["sent"] = time.strftime("%Y-%m-%d %H:%M:%S")
-    rows = "".join(
-        f"<tr><td><b>{key}</b></td><td>{html.escape(value)}</td></tr>" for key, value in words.items()
-    )
-    return text("run", "Run", f"<h4>{html.escape(name)}</h4><table>{rows}</table>")
+    rows = [f"<tr><td><b>{key}</b></td><td>{html.escape(value)}</td></tr>" for key, value in words.items()]
+    return text("run", "Run", f"<h4>{html.escape(name)}</h4><table>{''.join(rows)}</table>")
 
 
 # The server.
@@ -182,19 +176,12 @@ class Server:
         if self.post("events", {"eid": self.env, **window}) != window["win"]:
             raise UserError("something else than visdom answers")
 
-    def close_windows(self):
-        """Close all windows of the environment, which is made if there is none."""
-        self.post(f"env/{self.env}", {"eid": self.env})
-        self.post("close", {"eid": self.env, "win": None})
-
     def list_runs(self):
         """List all environments in "main", which visdom opens first."""
-        names = sorted(json.loads(self.post("env_state", {})))
-        links = "".join(
-            f"<li><a href='{urlsplit(self.url).path}/env/{quote(name)}'>{html.escape(name)}</a></li>"
-            for name in names
-            if name != "main" and "/" not in name
-        )
+        base, links = urlsplit(self.url).path, ""
+        for name in sorted(json.loads(self.post("env_state", {}))):
+            if name != "main" and "/" not in name:
+                links += f"<li><a href='{base}/env/{quote(name)}'>{html.escape(name)}</a></li>"
         self.show(text("runs", "Runs", f"<h4>Runs</h4><ul>{links}</ul>") | {"eid": "main"})
 
 
@@ -207,10 +194,8 @@ class Dashboard:
     def __init__(self, folder, name, server="localhost", port=8097):
         self.folder, self.name = Path(folder), name
         self.server = Server(address(server, port), environment(name))
-        self.thread = self.up = self.shown = (
-            None  # up: whether the last sending arrived; shown: pictures' folder
-        )
-        self.first = self.last = None  # update: (iteration, seconds)
+        self.thread = self.iteration = None
+        self.up = self.shown = None  # whether the last sending arrived; the folder whose pictures did
         self.news, self.closing = threading.Event(), threading.Event()
 
     def __enter__(self):
@@ -225,8 +210,7 @@ class Dashboard:
 
     def update(self, iteration):
         """Note that the run is at iteration and has written to its folder."""
-        self.last = iteration, time.monotonic()
-        self.first = self.first or self.last
+        self.iteration = iteration
         self.news.set()
 
     def work(self):
@@ -244,35 +228,30 @@ class Dashboard:
         """The windows of the run's folder; pictures only if they are not shown yet."""
         path = self.folder / "log.csv"
         log = read_log(path) if path.exists() else {"iter": []}
-        iteration, rate = int(log["iter"][-1]) if log["iter"] else 0, None
-        if self.last:
-            iteration, steps, seconds = self.last[0], *(b - a for a, b in zip(self.first, self.last))
-            rate = steps / seconds if steps else None
-        if not log["iter"]:  # the windows are of an earlier run of this name
-            self.server.close_windows()
-            self.shown = None
-        yield summary(self.folder, self.name, log, iteration, rate)
+        last_row = int(log["iter"][-1]) if log["iter"] else 0
+        yield summary(self.folder, self.name, log, last_row if self.iteration is None else self.iteration)
         yield from curves(log)
-        folder = newest(self.folder, "reconstruction.png", iteration if self.last else math.inf)
+        folder = newest(self.folder, "reconstruction.png")
         if folder and folder != self.shown:
+            at = f"iteration {int(folder.name):,}"
             for name, title, width in (
                 ("traverse", "Traversals", 2),
                 ("reconstruction", "Reconstructions", 1),
             ):
-                path = folder / f"{name}.png"
-                if path.exists():
-                    yield picture(path, f"{title}, iteration {int(folder.name):,}", width * SIZE[0])
+                if (path := folder / f"{name}.png").exists():
+                    yield picture(path, f"{title}, {at}", width * SIZE[0])
             self.shown = folder
 
     def send(self, windows):
         """Send windows; returns whether all arrived. One line says when the server comes or goes."""
-        before, self.up = self.up, False
+        before, self.up = self.up, None
         try:
             for each in windows:
                 self.server.show(each)
             self.server.list_runs()
             self.up = True
         except (UserError, OSError) as error:
+            self.up = False
             self.server.session = self.shown = None  # a server that comes back may have lost all
             if before is not False:
                 goes_on = "; training goes on" if self.thread else ""
@@ -301,9 +280,8 @@ def serve(port):
         raise UserError(f"{why}: start it where there is internet, then copy {static} from there") from None
     finally:
         logging.disable(logging.NOTSET)
-    autoreload.start = lambda: (
-        None
-    )  # it would restart the server, and lose all windows, when a module's file changes
+    # Otherwise the server restarts, and loses all windows, when the file of a module changes.
+    autoreload.start = lambda: None
     sys.argv[1:] = ["-port", str(port), "-bind_local", "-logging_level", "ERROR"]
     run_server.main(lambda _: print(f"visdom: http://localhost:{port}, Ctrl-C ends it", flush=True))
 
@@ -324,9 +302,7 @@ def main(argv=None):
     either.add_argument("folder", type=Path, nargs="?", help="folder of the run: outputs/NAME")
     either.add_argument("--server", action="store_true", help="start a visdom server on this machine")
     parser.add_argument("--viz_server", default="localhost", help="host or address of the visdom server")
-    parser.add_argument(
-        "--viz_port", type=count, default=8097, help="port of the visdom server; 8097 by default"
-    )
+    parser.add_argument("--viz_port", type=count, default=8097, help="port of the visdom server (8097)")
     args = parser.parse_args(argv)
 
     def run():
