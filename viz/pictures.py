@@ -7,7 +7,6 @@ Arguments of several functions:
 """
 
 import io
-import math
 from functools import partial
 
 import numpy as np
@@ -85,7 +84,7 @@ def traversals(images, seeds, kld, top_factor, path):
         foot.insert(
             1, "Its name: the factor it is most informative about,\nwith its share of the mutual information."
         )
-    tile = min(1430 // (len(steps) * len(seeds)), 102)
+    tile = min(1600 // (len(steps) * len(seeds)), 102)
     save(path, grid(rows, "\n".join(filter(None, foot)), tile, columns=len(steps)).save)
 
 
@@ -104,29 +103,26 @@ def factors(decode, z, kld, top_factor, path, most=5):
     save(path, grid(rows, "", tile=96, together=len(z)).save)
 
 
-def animation(images, names, kld, top_factor, path):
-    """Write a GIF of less than 1 MB in which every active latent goes from -3 to 3 and back.
+def animation(images, names, kld, top_factor, path, most=10):
+    """Write a GIF of less than 1 MB: the latents with the highest KL go from -3 to 3 and back.
 
-    A column per latent, a row per seed of names; more than ten latents are shown in several bands, of the first seed only.
+    A column per latent, a row per seed of names.
     """
-    order, grey = active(kld), images.shape[3] == 1
-    bands = math.ceil(len(order) / 10)
-    columns = math.ceil(len(order) / bands)
-    tile = min(720 // columns, 144) if bands == 1 else 64
+    order, grey = active(kld)[:most], images.shape[3] == 1
+    tile = min(720 // len(order), 144)
     captions = [label(j, kld, top_factor).replace("  ", "\n") for j in order]
-    images = crop(images if bands == 1 else images[:1], dark_margin([images]))
-
-    def frame(step):
-        rows = []
-        for start in range(0, len(order), columns):
-            band = slice(start, start + columns)
-            rows.append(["", *captions[band]])
-            rows += [[name, *each] for name, each in zip(names, images[:, band, step])]
-        foot = f"Each column changes one latent, now at {VALUES[step]:+.1f}. {not_shown(kld)}"
-        page = grid(rows, foot, tile, font=12)  # with 64 greys or colours it takes half the space
-        return page.convert("L").point(lambda v: v // 4 * 255 // 63) if grey else page.quantize(64)
-
-    frames = [frame(step) for step in range(len(VALUES))]
+    images = crop(images[:, :most], dark_margin([images]))
+    others = (
+        not_shown(kld)
+        if len(active(kld)) <= most
+        else f"Only the {most} latents with the highest KL are shown."
+    )
+    frames = []
+    for value, step in zip(VALUES, images.unbind(dim=2)):  # S, L, C, H, W
+        rows = [["", *captions], *([name, *row] for name, row in zip(names, step))]
+        page = grid(rows, f"Each column changes one latent, now at {value:+.1f}. {others}", tile, font=12)
+        # 64 greys or colours take half the space of all.
+        frames.append(page.convert("L").point(lambda v: v // 4 * 255 // 63) if grey else page.quantize(64))
     for stride in (1, 2, 3, 6):  # fewer frames until the file is small enough
         gif, rest = io.BytesIO(), frames[stride::stride] + frames[-1 - stride : 0 : -stride]
         frames[0].save(gif, "gif", save_all=True, append_images=rest, duration=80 * stride, loop=0)
