@@ -403,6 +403,8 @@ def test_a_server_that_hangs_stops_neither_training_nor_its_end_and_shows_the_ne
         assert posted.wait(60)  # it is in a call that takes a minute
         began = time.time()
     assert time.time() - began < dashboard.FLUSH + 1
+    own_server.process.send_signal(signal.SIGCONT)
+    board.thread.join()
     lines = printed()
     assert (
         lines[0] == f"no dashboard at {board.server.url}: no answer in 1 s; training goes on"
