@@ -1,4 +1,4 @@
-"""A visdom page as a person sees it: in Chromium, without a screen. Needs chromium, chromedriver and selenium."""
+"""A visdom page as a person sees it, in Chromium without a screen. Needs chromium, chromedriver and selenium."""
 
 import contextlib
 import os
@@ -8,23 +8,13 @@ import urllib.parse
 
 import pytest
 
-FLAGS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-sync",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-extensions",
-    "--disable-dev-shm-usage",
-    "--window-size=1600,1200",
-]
+FLAGS = (
+    "headless no-sandbox disable-gpu disable-quic no-first-run disable-sync disable-background-networking "
+)
+FLAGS += "disable-component-update disable-extensions disable-dev-shm-usage window-size=1600,1200"
 
-# A dict a pane, in the order shown. "lines": the points that plotly holds, and how many pixels long the line is
-# that it drew (it merges points in a straight line: their number on the screen means nothing). "image": the size of
-# the decoded picture, not of its pane.
+# A dict per pane, in the order shown. "lines": the points that plotly holds, and the length in pixels of the line that it
+# drew; "image": the size of the decoded picture, not of its pane.
 PANES = """
 return [...document.querySelectorAll('.window')].map(w => {
   const plot = w.querySelector('.js-plotly-plot'), img = w.querySelector('img.content-image');
@@ -35,10 +25,9 @@ return [...document.querySelectorAll('.window')].map(w => {
   return {
     title: [...w.querySelectorAll('.bar > div.pull-right')].map(d => d.textContent).join(''),
     box: [box.x, box.y, box.width, box.height].map(Math.round),
-    legend: texts('.legendtext'), axes: [...texts('.xtitle'), ...texts('.ytitle')], head: texts('.gtitle').join(''),
+    legend: texts('.legendtext'), axes: [...texts('.xtitle'), ...texts('.ytitle')],
     lines: plot ? plot.data.map((t, i) => ({name: t.name, x: t.x, y: t.y, drawn: drawn[i] || 0})) : [],
     image: img && img.complete && img.naturalWidth ? [img.naturalWidth, img.naturalHeight] : null,
-    caption: img ? img.alt : null,
     text: plot || img ? '' : w.querySelector('.content').textContent,
   };
 });"""
@@ -61,9 +50,9 @@ def chromium():
     options = webdriver.ChromeOptions()
     options.binary_location = browser
     with tempfile.TemporaryDirectory(prefix="chromium.", ignore_cleanup_errors=True) as profile:
-        for flag in [*FLAGS, f"--user-data-dir={profile}"]:
-            options.add_argument(flag)
-        # a service with a path: selenium then looks for no driver on the internet
+        for flag in [*FLAGS.split(), f"user-data-dir={profile}"]:
+            options.add_argument(f"--{flag}")
+        # With the driver's path, selenium looks for none on the internet.
         page = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
         try:
             yield page
@@ -91,6 +80,6 @@ def look(page, url, until):
         before, seen[:] = seen[:], page.execute_script(PANES)
         return seen == before and all(map(ready, seen)) and until({pane["title"]: pane for pane in seen})
 
-    WebDriverWait(page, 30, poll_frequency=0.3).until(done, f"the page shows {[p['title'] for p in seen]}")
+    WebDriverWait(page, 60, poll_frequency=0.3).until(done, f"the page shows {[p['title'] for p in seen]}")
     assert len({pane["title"] for pane in seen}) == len(seen)
     return {pane["title"]: pane for pane in seen}

@@ -1,8 +1,6 @@
 """explore.html: what its canvas shows is what torch decodes, in Chromium, from disk, with the network off."""
 
 import re
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -11,7 +9,7 @@ from torch import nn
 
 from browser import chromium
 from conftest import ROOT
-from model import MODELS, BetaVAE_B
+from model import MODELS, BetaVAE_B, load_model
 from utils import UserError
 from viz import explore
 
@@ -95,45 +93,9 @@ def view(browser):
 def test_canvas_shows_what_torch_decodes(tmp_path, view, model, channels):
     path, net, _ = make_page(tmp_path, model, channels)
     z = np.random.default_rng(3).uniform(-3, 3, (10, 10)).round(2).astype("float32")
-    z[0] = 0
     shown = pixels(view(path).execute_async_script(MOVE, z.tolist()))
     assert abs(shown - decoded(net, z)).max() < 2
     assert shown.std(axis=0).max() > 10  # ten different images
-
-
-@pytest.mark.browser
-@pytest.mark.parametrize("model, z_dim, channels", [("B", 10, 1), ("H", 32, 3)])
-def test_decoding_fits_into_a_frame_of_the_screen(tmp_path, view, model, z_dim, channels):
-    path, _, _ = make_page(tmp_path, model, channels, kld=[1.0] * z_dim, names=None)
-    fastest = view(path).execute_script("""let fastest = Infinity;  // others share the machine: a second chance
-        for (const end = performance.now() + 20000; fastest > 16 && performance.now() < end;) {
-          const z = rows.map(() => 6 * Math.random() - 3), start = performance.now();
-          decode(z);
-          fastest = Math.min(fastest, performance.now() - start);
-        }
-        return fastest;""")
-    assert fastest < 16  # milliseconds
-
-
-@pytest.mark.browser
-def test_page_reads_each_float16_as_numpy_does(tmp_path, view):
-    numbers = np.arange(65536, dtype="uint16").view("float16").astype("float32")
-    read = np.array(view(make_page(tmp_path)[0]).execute_script("return [...halves]"))
-    finite = np.isfinite(numbers)
-    assert (read[finite] == numbers[finite]).all()
-
-
-@pytest.mark.browser
-def test_fifty_slider_events_in_a_row_end_in_the_last_state(tmp_path, view):
-    path, net, _ = make_page(tmp_path)
-    view(path).execute_script("""for (let i = 0; i < 50; i++) {
-        const {slider} = rows[i % 10];
-        slider.value = i / 10 - 2;
-        slider.dispatchEvent(new Event("input")); }""")
-    view.until("!frame")
-    z = [i / 10 - 2 for i in range(40, 50)]
-    assert view.state() == pytest.approx(z)
-    assert abs(view.image() - decoded(net, [z])).max() < 2
 
 
 # The latents.
@@ -145,18 +107,15 @@ def test_latents_are_sorted_by_kl_and_named_and_inactive_ones_folded(tmp_path, v
     texts = page.execute_script(
         "return [...document.querySelectorAll('section > .row')].map(r => r.innerText)"
     )
-    assert [re.sub(r"\s", "", text.split("KL")[0])[:2] for text in texts] == [
-        f"z{j}" for j in (5, 6, 2, 4, 7, 0, 9, 8)
-    ]
+    names = [re.sub(r"\s", "", text)[:2] for text in texts]
+    assert names == [f"z{j}" for j in (5, 6, 2, 4, 7, 0, 9, 8)]
     assert "posX 90 %" in texts[2] and "KL 2.25 nats" in texts[2]
-    folded = page.execute_script("return find('details').open ? '' : find('details').innerText")
-    assert folded.startswith("2 inactive") and "colour" not in page.execute_script(
-        "return find('details').textContent"
-    )
+    folded = page.execute_script("return find('details').innerText + find('details').textContent")
+    assert folded.startswith("2 inactive") and "colour" not in folded  # which names an inactive latent
 
 
 @pytest.mark.browser
-def test_strip_traverses_the_latent_under_the_pointer(tmp_path, view):
+def test_strip_traverses_the_latent_under_the_pointer_and_arrow_keys_move_it_by_a_tenth(tmp_path, view):
     from selenium.webdriver import ActionChains
 
     path, net, mu = make_page(tmp_path)
@@ -165,78 +124,42 @@ def test_strip_traverses_the_latent_under_the_pointer(tmp_path, view):
     view.until("shown === 7 && !frame")
     z = mu[:1].repeat(7, 1)
     z[:, 7] = torch.arange(-3, 4)
-    data = page.execute_script(
-        "return tiles.map(t => [...t.firstChild.getContext('2d').getImageData(0, 0, 64, 64).data])"
-    )
-    assert abs(pixels(data) - decoded(net, z)).max() < 2
+    strip = "return tiles.map(t => [...t.firstChild.getContext('2d').getImageData(0, 0, 64, 64).data])"
+    assert abs(pixels(page.execute_script(strip)) - decoded(net, z)).max() < 2
+    page.execute_script("tiles[5].click()")
+    slider = page.execute_script("return rows[7].slider")
+    slider.send_keys("\ue014\ue013\ue012")  # right, up, left
+    assert view.state()[7] == pytest.approx(2.1)
     page.execute_script("tiles[6].click()")
-    assert view.state()[7] == 3
-
-
-@pytest.mark.browser
-def test_arrow_keys_move_a_slider_by_a_tenth_and_stop_at_its_end(tmp_path, view):
-    page = view(make_page(tmp_path)[0], [0.123, 0, 2.95, *[0] * 7])
-    slider = page.execute_script("return rows.map(row => row.slider)")
-    slider[0].send_keys("\ue014\ue014\ue013")  # right, right, up
-    slider[2].send_keys("\ue014")
-    slider[4].send_keys("\ue012\ue015")  # left, down
-    assert view.state() == [0.423, 0, 3, 0, -0.2, *[0] * 5]
+    slider.send_keys("\ue014")
+    assert view.state()[7] == 3  # the end
 
 
 # Where to start from, and to come back to.
 
 
 @pytest.mark.browser
-def test_an_image_sets_the_sliders_to_its_mean_reset_to_zero_and_random_to_another_place(tmp_path, view):
+def test_image_reset_and_random_set_all_sliders_and_the_address_keeps_the_state(tmp_path, view):
     path, net, mu = make_page(tmp_path)
     page = view(path)
-    assert view.state() == pytest.approx(mu[0].tolist(), abs=6e-4)  # opens with the first one
+    assert view.state() == pytest.approx(mu[0].tolist(), abs=6e-4)  # opens with the first image
     page.execute_script("document.querySelectorAll('nav button:has(img)')[2].click()")
     assert view.state() == pytest.approx(mu[2].tolist(), abs=6e-4)
-    view.until("!frame")
     assert abs(view.image() - decoded(net, mu[2:])).max() < 2
     page.execute_script("find('#reset').click()")
     assert view.state() == [0] * 10
     drawn = page.execute_script("return Array.from({length: 300}, () => (find('#random').click(), z))")
     assert abs(np.mean(drawn)) < 0.1 and abs(np.std(drawn) - 1) < 0.1  # of 3,000 numbers: 5 sigma
 
-
-@pytest.mark.browser
-def test_address_keeps_the_state_for_a_link_and_a_reload(tmp_path, view):
-    path, net, _ = make_page(tmp_path)
-    page = view(path)
-    page.execute_script("find('#random').click()")
     z = view.state()
     view.until(f"location.hash === {('#' + ','.join(f'{v:g}' for v in z))!r}")
     page.refresh()
     view.until("!frame")
     assert view.state() == z
-    assert abs(view.image() - decoded(net, [z])).max() < 2
     page.execute_script("location.hash = '1,0,0,0,0,0,0,0,0,-2.5'")  # pasted into the same page
     view.until("z[9] === -2.5")
     view(path, ["1", "x"])  # of another page
     assert len(view.state()) == 10
-
-
-@pytest.mark.browser
-def test_page_fits_a_telephone_and_names_what_a_screen_reader_meets(tmp_path, view, browser):
-    path, _, _ = make_page(tmp_path, kld=[3.0] * 32, names=["orientation 100 %"] * 32)
-    size = {"width": 375, "height": 667, "deviceScaleFactor": 2, "mobile": True}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-    try:
-        page = view(path)
-        assert page.execute_script("return document.documentElement.scrollWidth") == 375
-        cut = "return rows.flatMap(r => [...r.children]).filter(e => e.scrollWidth > e.clientWidth).map(e => e.innerText)"
-        assert page.execute_script(cut) == []
-        wide = "return rows.filter(r => r.slider.getBoundingClientRect().width < 300 || r.scrollWidth > r.clientWidth)"
-        assert page.execute_script(wide) == []
-        page.execute_script("scrollTo(0, 1e6)")
-        assert page.execute_script("return find('#image').getBoundingClientRect().top") >= 0  # stays in sight
-    finally:
-        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
-    elements = page.find_elements("css selector", "button, input, canvas[role], #strip")
-    assert all(element.accessible_name for element in elements)
-    assert "orientation 100 % KL 3.00 nats" in page.execute_script("return rows[3].slider.ariaLabel")
 
 
 # The file.
@@ -251,41 +174,35 @@ def test_page_is_one_file_that_loads_nothing(tmp_path):
     assert path.stat().st_size < 1.5e6
 
 
-def refused(folder, decoder, match):
-    """Asserts that there is no page of a network with that decoder, and no file."""
-    net = BetaVAE_B()
-    net.decoder = decoder
-    with pytest.raises(UserError, match=match):
-        explore.write_page(folder / "a.html", net, torch.rand(1, 1, 64, 64), torch.zeros(1, 10), KLD)
-    assert not list(folder.iterdir())
+def stack(*layers):
+    return nn.Sequential(nn.Linear(10, 4096), nn.Unflatten(1, (1, 64, 64)), *layers)
+
+
+def with_bias(value):
+    decoder = stack()
+    nn.init.constant_(decoder[0].bias, value)
+    return decoder
 
 
 @pytest.mark.parametrize(
-    "layer",
+    "decoder, named",
     [
-        nn.LeakyReLU(),
-        nn.Upsample(scale_factor=2),
-        nn.Linear(64, 64),  # of rows
-        nn.ConvTranspose2d(1, 1, 3, bias=False),
-        nn.ConvTranspose2d(1, 1, 3, dilation=2),
-        nn.ConvTranspose2d(2, 2, 3, groups=2),
+        (stack(nn.LeakyReLU()), "LeakyReLU"),
+        (stack(nn.Linear(64, 64)), "in_features=64, out_features=64"),  # of rows
+        (stack(nn.ConvTranspose2d(1, 1, 3, bias=False)), "bias=False"),
+        (stack(nn.ConvTranspose2d(1, 1, 3, dilation=2)), "dilation"),
+        (stack(nn.ConvTranspose2d(2, 2, 3, groups=2)), "groups=2"),
+        (nn.ModuleList([nn.Linear(10, 4096)]), "ModuleList"),
+        (with_bias(70_000), "float16"),
+        (with_bias(float("nan")), "float16"),
     ],
 )
-def test_a_layer_that_the_page_cannot_run_is_named_and_no_page_written(tmp_path, layer):
-    decoder = nn.Sequential(nn.Linear(10, 4096), nn.Unflatten(1, (1, 64, 64)), layer)
-    refused(tmp_path, decoder, re.escape(str(layer)))
-
-
-def test_a_linear_layer_without_bias_and_a_decoder_that_is_no_stack_are_named(tmp_path):
-    refused(tmp_path, nn.Sequential(nn.Linear(10, 4096, bias=False)), "bias=False")
-    refused(tmp_path, nn.ModuleList([nn.Linear(10, 4096)]), "ModuleList")
-
-
-@pytest.mark.parametrize("value", [70_000, float("nan")])
-def test_weights_that_float16_cannot_hold_give_no_page(tmp_path, value):
-    layer = nn.Linear(10, 4096)
-    nn.init.constant_(layer.bias, value)
-    refused(tmp_path, nn.Sequential(layer, nn.Unflatten(1, (1, 64, 64))), "float16")
+def test_a_decoder_that_the_page_cannot_run_is_named_and_no_page_written(tmp_path, decoder, named):
+    net = BetaVAE_B()
+    net.decoder = decoder
+    with pytest.raises(UserError, match=named):
+        explore.write_page(tmp_path / "a.html", net, torch.rand(1, 1, 64, 64), torch.zeros(1, 10), KLD)
+    assert not list(tmp_path.iterdir())
 
 
 # The command.
@@ -296,18 +213,13 @@ def test_weights_that_float16_cannot_hold_give_no_page(tmp_path, value):
 def test_command_makes_the_page_of_the_shipped_weights(tmp_path, dset_dir, view):
     out = tmp_path / "page.html"
     flags = ["--ckpt", ROOT / "misc/dsprites_B.pt", "--dset_dir", dset_dir, "--out", out]
-    subprocess.run([sys.executable, "-m", "viz.explore", *map(str, flags)], cwd=ROOT, check=True)
+    assert explore.main([str(flag) for flag in flags]) == 0
     assert out.stat().st_size < 1.5e6
-    state = torch.load(ROOT / "misc/dsprites_B.pt", weights_only=True)
-    net = BetaVAE_B(10, 1)
-    net.load_state_dict(state["model_states"]["net"])
     page = view(out)
-    assert (
-        page.execute_script("return seeds.length") == 11
-    )  # a square, an ellipse, a heart, and eight by chance
+    assert page.execute_script("return seeds.length") == 11  # a square, an ellipse, a heart, eight at random
     z = np.random.default_rng(3).normal(size=(10, 10)).clip(-3, 3).round(2).astype("float32")
     shown = pixels(page.execute_async_script(MOVE, z.tolist()))
-    assert abs(shown - decoded(net, z)).max() < 2
+    assert abs(shown - decoded(load_model(ROOT / "misc/dsprites_B.pt"), z)).max() < 2
 
 
 def test_command_says_in_a_line_what_is_missing(tmp_path, capsys):

@@ -1,8 +1,8 @@
-"""A page to play with: one HTML file that runs a decoder in the browser, with a slider for each latent.
+"""Write one HTML file that runs a decoder in the browser, with a slider for each latent.
 
     python -m viz.explore --ckpt misc/dsprites_B.pt --out explore.html
 
-It loads nothing from a network; a browser opens it from disk.
+The page opens from disk and loads nothing from a network.
 """
 
 import argparse
@@ -19,15 +19,16 @@ from viz.pictures import picture
 
 
 def to_layers(decoder):
-    """The decoder's layers as the page runs them, on pixels of (row, column, channel)."""
+    """The decoder's layers for the page, which keeps images as (row, column, channel); UserError for an unknown layer."""
     layers, flat = [], True
     for module in decoder if isinstance(decoder, nn.Sequential) else [decoder]:
         match module:
             case nn.Linear(bias=torch.Tensor()) if flat:  # a transposed convolution of one pixel to one pixel
-                last = dict(k=1, stride=1, padding=0, weight=module.weight.T, bias=module.bias)
-                layers.append(last)
-            case nn.Unflatten(unflattened_size=size) if flat and layers:  # a Linear's C, H, W to H, W, C
-                last |= {name: last[name].unflatten(-1, size).movedim(-3, -1) for name in ("weight", "bias")}
+                layers.append(dict(k=1, stride=1, padding=0, weight=module.weight.T, bias=module.bias))
+            case nn.Unflatten(unflattened_size=size) if flat and layers:
+                linear = next(layer for layer in reversed(layers) if "weight" in layer)
+                for name in ("weight", "bias"):  # from C, H, W to H, W, C
+                    linear[name] = linear[name].unflatten(-1, size).movedim(-3, -1)
                 flat = False
             case nn.ConvTranspose2d(bias=torch.Tensor(), groups=1, dilation=(1, 1)) if not flat:
                 sizes = dict(k=module.kernel_size[0], stride=module.stride[0], padding=module.padding[0])
@@ -40,7 +41,7 @@ def to_layers(decoder):
 
 
 def encode(weights):
-    """JSON of a tensor: its values, row by row, as base64 of float16."""
+    """A tensor as JSON: its values as float16, row by row, in base64."""
     half = weights.detach().cpu().half().contiguous()
     if not half.isfinite().all():
         raise UserError("no page: weights are not finite, or too large for float16")
@@ -48,10 +49,10 @@ def encode(weights):
 
 
 def write_page(path, net, images, mu, kld, names=None, title="beta-VAE"):
-    """Writes the page of net's decoder to path: a file of 0.7 MB for BetaVAE_B, weights in float16.
+    """Write the page of net's decoder to path: 0.7 MB for BetaVAE_B, with weights in float16.
 
-    images (S, C, H, W) in [0, 1] and their posterior means mu (S, z_dim), to start from; kld: KL of each latent, z_dim
-    nats; names: the factor each is most informative about, z_dim texts, or None. UserError if there can be no page.
+    images: (S, C, H, W) in [0, 1] to start from; mu: their posterior means, (S, z_dim); kld: KL of each latent, z_dim nats;
+    names: z_dim texts or None, the factor each latent is most informative about. UserError if the page cannot run net.
     """
     kld, names = [float(nats) for nats in kld], names or [""] * len(kld)
     model = dict(
@@ -68,7 +69,7 @@ def write_page(path, net, images, mu, kld, names=None, title="beta-VAE"):
 
 
 def explore(ckpt, out, dset_dir):
-    """Writes the page of a checkpoint."""
+    """Write the page of a checkpoint."""
     from dataset import return_data
     from evaluation.evaluator import Evaluator
     from model import load_model

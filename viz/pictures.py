@@ -1,12 +1,13 @@
-"""Pictures made of images, and what all pictures share. Knows arrays, tensors and paths, nothing of runs or flags.
+"""Pictures made of images (Pillow), and what all pictures share. Knows arrays, tensors and paths, no runs or flags.
 
-Arguments that several functions take:
-    kld         KL of each latent in nats, z_dim floats: the active latents are shown, the highest KL first
-    top_factor  (name, share) for each latent, or None (from evaluation.metrics); None where factors are unknown
-    images      decoded traversals of active(kld), (S, L, 19, C, H, W) in [0, 1] (from traverse)
+Arguments of several functions:
+    kld         KL of each latent in nats, z_dim floats; only active latents are shown, the highest KL first
+    top_factor  (factor, share) for each latent, or None for some or all (see evaluation.metrics.top_factor)
+    images      traversals of the latents active(kld), (S, L, 19, C, H, W) in [0, 1], H = W (see traverse)
 """
 
 import io
+from functools import partial
 
 import numpy as np
 import torch
@@ -14,31 +15,33 @@ from PIL import Image, ImageDraw, ImageFont
 
 from utils import ACTIVE, atomic_file
 
-VALUES = torch.linspace(-3, 3, 19)  # of a traversed latent: +-3 prior sigma, 3 steps a sigma
+VALUES = torch.arange(-9, 10) / 3  # of a traversed latent: -3 to 3 prior sigma
+TICKS = [f"{value:+.2g}" if value else "0" for value in VALUES]
 MAX_GIF = 1_000_000  # bytes
-GREYS = [round(round(v / 255 * 63) / 63 * 255) for v in range(256)]  # 64 of them: half the size of a GIF
 
 
 # Names of latents.
 
 
 def active(kld):
-    """Latents with more than ACTIVE nats, the highest KL first; the highest alone if there are none."""
+    """Latents with KL > ACTIVE, the highest first; the highest alone if there are none."""
     order = sorted(range(len(kld)), key=lambda j: -kld[j])
     return [j for j in order if kld[j] > ACTIVE] or order[:1]
 
 
 def not_shown(kld):
-    """Words for the latents that active() leaves out: "7 inactive latents not shown", or "" for none."""
+    """How many latents active() leaves out: "7 inactive latents not shown"; "" for none."""
     count = len(kld) - len(active(kld))
     return f"{count} inactive latent{'s' * (count > 1)} not shown" if count else ""
 
 
-def label(j, kld, top_factor=None, end="\n"):
-    """Latent j in words: its factor if it is active, its KL. "posX  93 %", "z_3  4.12 nats"."""
-    known = top_factor and kld[j] > ACTIVE and top_factor[j]
-    factor = [f"{known[0]}  {100 * known[1]:.0f} %"] if known else []
-    return end.join([*factor, f"z_{j}  {kld[j]:.2f} nats"])
+def label(j, kld, top_factor=None, separator="\n"):
+    """Name of latent j: its top factor if it is active, and its KL, as in "posX  93 %", "z_3  4.12 nats"."""
+    nats = f"z_{j}  {kld[j]:.2f} nats"
+    if not (top_factor and top_factor[j] and kld[j] > ACTIVE):
+        return nats
+    factor, share = top_factor[j]
+    return f"{factor}  {100 * share:.0f} %{separator}{nats}"
 
 
 # Traversals.
@@ -46,7 +49,7 @@ def label(j, kld, top_factor=None, end="\n"):
 
 @torch.no_grad()
 def traverse(decode, z, latents):
-    """Decodes z (S, z_dim) with one of L latents after the other set to VALUES, the others as they are.
+    """Decode codes z (S, z_dim) with one of L latents at a time set to VALUES.
 
     decode: z (B, z_dim) -> logits (B, C, H, W). Returns mean images (S, L, 19, C, H, W) on the CPU.
     """
@@ -58,139 +61,134 @@ def traverse(decode, z, latents):
 
 
 def traversals(images, seeds, kld, top_factor, path):
-    """Draws what each active latent does to each seed: a row a latent, a block of columns a seed.
+    """Draw what each active latent does to each seed: a row per latent, a block of columns per seed.
 
-    seeds: {name: image (C, H, W), or None for a code of no image}, in the order of images. A single seed is shown from
-    -3 to 3 in ten steps, two in seven, more from -2 to 2 in five.
+    seeds: {name: image (C, H, W), or None for a random code}, in the order of images. One seed is shown from -3 to 3 in ten
+    steps, two in seven; more from -2 to 2 in five.
     """
     steps = {1: range(0, 19, 2), 2: range(0, 19, 3)}.get(len(seeds), range(3, 16, 3))
     inputs = {name: x.cpu() for name, x in seeds.items() if x is not None}
     margin, middle = dark_margin([images[:, :, steps], *inputs.values()]), len(steps) // 2
     head = ["input" if inputs else ""]
     for name in seeds:
-        x = [crop(inputs[name], margin)] if name in inputs else [None]
-        head += [*[None] * (middle - 1), name, *x, *[None] * (len(steps) - middle - 1)]
-    rows = [
-        [label(j, kld, top_factor), *crop(images[:, row, steps], margin).flatten(0, 1)]
-        for row, j in enumerate(active(kld))
-    ]
-    named = "Its name: the factor it is most informative about, with the share of its mutual information."
-    foot = ["Each row changes one latent and keeps the others.", named if top_factor else "", not_shown(kld)]
-    table = [
-        head,
-        ["latent at", *map(number, VALUES[steps])] + [*map(number, VALUES[steps])] * (len(seeds) - 1),
-        *rows,
-    ]
-    tile = min(1430 // (len(steps) * len(seeds)), 102)
-    save(path, grid(table, "\n".join(filter(None, foot)), tile, columns=len(steps)).save)
+        block = [None] * len(steps)
+        block[middle - 1] = name
+        if name in inputs:
+            block[middle] = crop(inputs[name], margin)
+        head += block
+    rows = [head, ["latent at", *[TICKS[step] for step in steps] * len(seeds)]]
+    for row, j in enumerate(active(kld)):
+        rows.append([label(j, kld, top_factor), *crop(images[:, row, steps], margin).flatten(0, 1)])
+    foot = ["A row changes one latent and keeps the others.", not_shown(kld)]
+    if top_factor:
+        foot.insert(
+            1, "Its name: the factor it is most informative about,\nwith its share of the mutual information."
+        )
+    tile = min(1600 // (len(steps) * len(seeds)), 102)
+    save(path, grid(rows, "\n".join(filter(None, foot)), tile, columns=len(steps)).save)
 
 
 def factors(decode, z, kld, top_factor, path, most=5):
-    """Draws a block of rows for each of the latents with the highest KL: it goes from -3 to 3 in several images.
+    """Draw a block of rows for each of the latents with the highest KL, from -3 to 3 in several images.
 
-    As Higgins et al. (2017), Fig. 1 and 2, and Burgess et al. (2018). z: codes of the images, (S, z_dim), a row of each
-    block. A latent that does the same in all of its rows codes one factor.
+    As Higgins et al. (2017), Fig. 1 and 2, and Burgess et al. (2018). z: codes (S, z_dim), a row of each block. A latent
+    that does the same in all of its rows codes one factor.
     """
     order = active(kld)[:most]
     images = traverse(decode, z, order)[:, :, ::2]  # S, L, 10, C, H, W
-    rows = [["latent at", *map(number, VALUES[::2])]]
+    rows = [["latent at", *TICKS[::2]]]
     for i, j in enumerate(order):
-        names = [label(j, kld, top_factor) if row == len(z) // 2 else "" for row in range(len(z))]
-        rows += [[name, *each] for name, each in zip(names, images[:, i])]
+        for s in range(len(z)):
+            rows.append([label(j, kld, top_factor) if s == len(z) // 2 else "", *images[s, i]])
     save(path, grid(rows, "", tile=96, together=len(z)).save)
 
 
-def animation(images, names, kld, top_factor, path):
-    """Writes a GIF of under 1 MB in which all active latents move at once, from -3 to 3 and back.
+def animation(images, names, kld, top_factor, path, most=10):
+    """Write a GIF of less than 1 MB: the latents with the highest KL go from -3 to 3 and back.
 
-    A column a latent, a row a seed of names; more than ten latents stand in several bands, of the first seed alone.
+    A column per latent, a row per seed of names.
     """
-    order, grey = active(kld), images.shape[3] == 1
-    bands = -(-len(order) // 10)
-    columns = -(-len(order) // bands)
-    tile = min(720 // columns, 144) if bands == 1 else 64
+    order, grey = active(kld)[:most], images.shape[3] == 1
+    tile = min(720 // len(order), 144)
     captions = [label(j, kld, top_factor).replace("  ", "\n") for j in order]
-    images = crop(images if bands == 1 else images[:1], dark_margin([images]))
-
-    def frame(step):
-        rows = []
-        for start in range(0, len(order), columns):
-            band = slice(start, start + columns)
-            rows.append(["", *captions[band]])
-            rows += [[name, *each] for name, each in zip(names, images[:, band, step])]
-        foot = f"Each column moves one latent, now at {VALUES[step]:+z.1f}. {not_shown(kld)}"
-        page = grid(rows, foot, tile, font=12)
-        return page.convert("L").point(GREYS) if grey else page.quantize(64)
-
-    frames = [frame(step) for step in range(len(VALUES))]
-    for stride in (1, 2, 3, 6):
-        file, rest = io.BytesIO(), frames[stride::stride] + frames[-1 - stride : 0 : -stride]
-        frames[0].save(file, "gif", save_all=True, append_images=rest, duration=80 * stride, loop=0)
-        if file.tell() < MAX_GIF:
+    images = crop(images[:, :most], dark_margin([images]))
+    others = (
+        not_shown(kld)
+        if len(active(kld)) <= most
+        else f"Only the {most} latents with the highest KL are shown."
+    )
+    frames = []
+    for value, step in zip(VALUES, images.unbind(dim=2)):  # S, L, C, H, W
+        rows = [["", *captions], *([name, *row] for name, row in zip(names, step))]
+        page = grid(rows, f"Each column changes one latent, now at {value:+.1f}. {others}", tile, font=12)
+        # 64 greys or colours take half the space of all.
+        frames.append(page.convert("L").point(lambda v: v // 4 * 255 // 63) if grey else page.quantize(64))
+    for stride in (1, 2, 3, 6):  # fewer frames until the file is small enough
+        gif, rest = io.BytesIO(), frames[stride::stride] + frames[-1 - stride : 0 : -stride]
+        frames[0].save(gif, "gif", save_all=True, append_images=rest, duration=80 * stride, loop=0)
+        if gif.tell() < MAX_GIF:
             break
-    save(path, lambda whole, format: whole.write(file.getbuffer()))
+    save(path, lambda file, format: file.write(gif.getbuffer()))
 
 
 def reconstruction(x, x_recon, path, pairs=4):
-    """Draws images beside their reconstructions, on one scale from 0 to 1.
+    """Draw images x (B, C, H, W) in [0, 1] beside their reconstructions, given as logits of the same shape.
 
-    x: (B, C, H, W) in [0, 1]; x_recon: logits, as x; pairs: how many pairs stand in a row.
+    pairs: how many pairs a row has.
     """
-    images = torch.stack([x, torch.sigmoid(x_recon)], dim=1).flatten(0, 1).cpu()  # x_0, x_recon_0, x_1 ..
+    images = torch.stack([x, torch.sigmoid(x_recon)], dim=1).flatten(0, 1).cpu()  # x_0, x_recon_0, x_1, ..
+    head = ["", *["true", "recon"] * min(pairs, len(x))]
     rows = [["", *part] for part in images.split(2 * pairs)]
-    save(path, grid([["", *["true", "recon"] * min(pairs, len(x))], *rows], "", tile=128, columns=2).save)
+    save(path, grid([head, *rows], "", tile=128, columns=2).save)
 
 
 # Pages.
 
 
-def number(value):
-    return f"{value:+z.1f}".replace(".0", "").replace("+0", "0")
-
-
 def dark_margin(images):
-    """Pixels at all sides that are dark in all images (.., H, W) and can be cut off; at most a quarter."""
+    """Width of the border that is dark in all images, a list of (.., H, W), in pixels; at most a quarter of H."""
     lit = torch.stack([part.flatten(0, -3).amax(dim=0) for part in images]).amax(dim=0) > 0.1  # H, W
-    lit = lit | lit.flip(0) | lit.flip(1) | lit.flip(0, 1)
-    return min(*(int(lit.any(dim=d).int().argmax()) for d in (0, 1)), min(lit.shape) // 4)
+    most, pixels = len(lit) // 4, lit.nonzero()  # rows and columns, (N, 2)
+    return min(most, int(pixels.min()), len(lit) - 1 - int(pixels.max())) if len(pixels) else most
 
 
 def crop(images, margin):
     return images[..., margin : images.shape[-2] - margin, margin : images.shape[-1] - margin]
 
 
-def grid(rows, foot, tile, font=26, columns=10**6, together=10**6):
-    """A page of rows of cells, each an image (C, H, W) in [0, 1], a text or None; the first of a row is its label.
+def grid(rows, foot, tile, font=30, columns=10**6, together=10**6):
+    """A page of rows, each a label and its cells: a cell is a square image (C, H, H) in [0, 1], a text or None.
 
-    foot: words below; tile: width of an image, font: size of texts, both in pixels; columns: so many columns of
-    images stand together before a gap; together: so many rows. Returns an RGB image.
+    foot: text below; tile: width of an image and font: size of the text, in pixels; columns, together: number of columns
+    and of rows of images between two gaps. Returns an RGB image.
     """
     face, gap = ImageFont.load_default(font), font // 2
-    left = 2 * gap + round(max(face.getlength(line) for row in rows for line in row[0].split("\n")))
-    h, w = next(cell.shape[1:] for cell in rows[-1] if isinstance(cell, torch.Tensor))
+    left = 2 * gap + text_width(face, *(row[0] for row in rows))
     x = [left + (tile + 1) * i + gap * (i // columns) for i in range(max(map(len, rows)) - 1)]
-    y, count, places = gap, 0, []  # places: top and height of each row
-    for row in rows:
-        pictures = any(isinstance(cell, torch.Tensor) for cell in row)
-        y += gap * (pictures and count > 0 and count % together == 0)
-        lines = max(cell.count("\n") + 1 for cell in row if isinstance(cell, str))
-        places.append((y, tile * h // w if pictures else (font + 4) * lines))
-        y, count = sum(places[-1]) + 1, count + pictures
-    page = Image.new("RGB", (x[-1] + tile, y + bool(foot) * (foot.count("\n") + 2) * (font + 6)), "white")
-    style = ImageDraw.Draw(page), face
-    for (y, height), (name, *cells) in zip(places, rows):
-        text(*style, (left - gap, y + height / 2), name, "rm", "right")
+    width = max(x[-1] + tile, left + text_width(face, foot) + gap)
+    page = Image.new("RGB", (width, (len(rows) + 1) * (tile + 6 * font)), "white")  # higher than needed
+    write = partial(ImageDraw.Draw(page).multiline_text, font=face, spacing=4)
+    y, count = gap, 0  # count: rows of images so far
+    for name, *cells in rows:
+        has_images = any(isinstance(cell, torch.Tensor) for cell in cells)
+        lines = max(cell.count("\n") + 1 for cell in (name, *cells) if isinstance(cell, str))
+        height = tile if has_images else (font + 4) * lines
+        y += gap * (has_images and count > 0 and count % together == 0)
+        write((left - gap, y + height / 2), name, "black", anchor="rm", align="right")
         for at, cell in zip(x, cells):
             if isinstance(cell, str):
-                text(*style, (at + tile / 2, y + height / 2), cell, "mm", "center")
+                write((at + tile / 2, y + height / 2), cell, "black", anchor="mm", align="center")
             elif cell is not None:
-                page.paste(picture(cell).resize((tile, height), Image.Resampling.LANCZOS), (at, y))
-    text(*style, (left, page.height - gap), foot, "ld", "left", "dimgrey")
-    return page
+                page.paste(picture(cell).resize((tile, tile), Image.Resampling.LANCZOS), (at, y))
+        y, count = y + height + 1, count + has_images
+    if foot:
+        write((left, y + gap), foot, "dimgrey")
+        y += 2 * gap + (font + 4) * (foot.count("\n") + 1)
+    return page.crop((0, 0, width, y))
 
 
-def text(draw, face, at, words, anchor, align, color="black"):
-    draw.multiline_text(at, words, color, face, anchor, spacing=4, align=align)
+def text_width(face, *texts):
+    return round(max(face.getlength(line) for text in texts for line in text.split("\n")))
 
 
 def picture(image):
@@ -200,7 +198,7 @@ def picture(image):
 
 
 def save(path, draw):
-    """Writes a picture through draw(file, format=): a reader of path never sees half of it, and several may write it."""
+    """Write a picture with draw(file, format=); the file is replaced whole, and several processes may write it."""
     buffer = io.BytesIO()
     draw(buffer, format=path.suffix[1:])
     with atomic_file(path) as file:
