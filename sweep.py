@@ -123,12 +123,12 @@ def grid(sweep_name, flags):
 # A run, on a worker.
 
 
-def train(flags, printed, parallel, gpus, root, cwd):
-    """Task of dask: a main.py in a process of its own, until it ends or the scheduler no longer wants it from this worker.
+def train(flags, printed, parallel, root, cwd):
+    """Task of dask: main.py in a process of its own, until it ends or the scheduler takes the task from this worker.
 
-    flags: of main.py; printed: the file to which all that it prints is appended; gpus: values of CUDA_VISIBLE_DEVICES to
-    share out. Returns the last line printed. RuntimeError if the process was killed: dask tries again. Uses nothing of
-    this repository, which workers elsewhere need not have on their path.
+    flags: of main.py; printed: file to which all that it prints is appended. Returns the last line printed. RuntimeError if
+    the process was killed: dask tries again. Uses nothing of this repository, which workers elsewhere need not have on
+    their path.
     """
     from dask.system import CPU_COUNT
     from distributed import get_client, get_worker
@@ -136,7 +136,10 @@ def train(flags, printed, parallel, gpus, root, cwd):
     worker = get_worker()
     task, client = worker.get_current_task(), get_client()
     threads = f"--threads={max(1, CPU_COUNT // parallel)}"  # flags may hold another one: the last counts
-    gpu = {"CUDA_VISIBLE_DEVICES": gpus[worker.name % len(gpus)]} if gpus else {}
+    n = torch.cuda.device_count()
+    gpus = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(n)))).split(",")
+    share = n > 1 and isinstance(worker.name, int)  # workers of one machine are numbered
+    gpu = {"CUDA_VISIBLE_DEVICES": gpus[worker.name % n]} if share else {}
     code = f"import sys; sys.path[0] = {root!r}; import sweep; sweep.run_main({SAVING})"
     with (
         open(printed, "ab") as file,
@@ -215,13 +218,6 @@ def connect(args):
         raise UserError(f"no dask scheduler at {args.scheduler}: {error}") from None
 
 
-def visible_gpus():
-    """The GPUs of this machine, as CUDA_VISIBLE_DEVICES names them, if there are several to share out."""
-    n = torch.cuda.device_count()
-    names = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(n)))).split(",")
-    return names if n > 1 else []
-
-
 class Sweep:
     """The runs of a sweep, what is on disk of them, and the summary."""
 
@@ -244,8 +240,7 @@ class Sweep:
     def train(self, client):
         """Train what is unfinished. A signal or an error ends it once the runs have saved."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        gpus = [] if self.args.scheduler or not self.runs[0].args.cuda else visible_gpus()
-        about = self.args.parallel, gpus, str(Path(__file__).resolve().parent), os.getcwd()
+        about = self.args.parallel, str(Path(__file__).resolve().parent), os.getcwd()
         tasks = {}
         for run in self.unfinished():
             printed = str(self.folder.absolute() / f"{Path(run.name).name}.txt")
@@ -260,7 +255,8 @@ class Sweep:
                         self.end(tasks.pop(future), future)
                     bar.update(self.iterations() - bar.n)
         finally:
-            client.cancel(list(tasks))
+            if client.status == "running":
+                client.cancel(list(tasks))
             end = time.monotonic() + SAVING
             while any(lock_holder(run.outputs) for run in tasks.values()) and time.monotonic() < end:
                 time.sleep(POLL)

@@ -61,8 +61,8 @@ def restart(
 
     tc: weight that the total correlation gets beyond the KL's, from the end of the weak phase on. teacher: weight of the squared
     distance of the active latents' means to those of init's encoder, until that iteration, then falling to 0 over 4,000.
-    more: opened, the iteration up to which inactive latents are held at zero (0: they are reinitialised at once); parts, "encoder" or
-    "both": what is reinitialised; or other tables.
+    more: opened, the iteration at which inactive latents are reinitialised, whose decoder weights start at zero; parts,
+    "encoder" or "both": what is new; or other tables.
     """
     n = 60_000 - (10_000 if init == "S1fast" else 20_000)
     tables = {
@@ -144,7 +144,7 @@ class Trial:
             self.stream.wait_stream(torch.cuda.current_stream())
 
     def continue_from(self, init):
-        """Take over the decoder of init, or its encoder as a teacher; the decoder hears nothing of inactive latents."""
+        """Take over the decoder of init, or its encoder as a teacher. Inactive latents start with decoder weights of zero."""
         self.inactive = [j for j in range(Z) if init["kl"][j] < 0.1]
         self.active = torch.ones(Z, device=self.device)  # z_dim
         self.active[self.inactive] = 0
@@ -212,7 +212,10 @@ class Trial:
         with torch.cuda.stream(self.stream):  # does nothing for None
             if self.inactive and self.iter == self.spec["opened"]:
                 self.open_inactive()
-            self.graph.replay() if self.graph else self.steps()
+            if self.graph:
+                self.graph.replay()
+            else:
+                self.steps()
             self.iter += STEPS
             if self.iter % 1000 == 0:
                 self.rows.append((self.iter, (self.sums / 1000).clone()))
@@ -223,6 +226,8 @@ class Trial:
 
     def result(self):
         """Averaged weights, KL of each latent over the last 1,000 iterations, and the log: (iteration, [recon, KL, *KL of each])."""
+        if self.stream:
+            self.stream.synchronize()
         weights = {name: mean.clone() for (name, _), mean in zip(self.net.named_parameters(), self.mean)}
         rows = [(i, row.tolist()) for i, row in self.rows] or [(0, [0.0] * (2 + Z))]
         return {"net": weights, "kl": rows[-1][1][2:], "log": rows}

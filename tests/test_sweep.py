@@ -258,14 +258,6 @@ def test_a_run_that_is_killed_once_resumes(runs, start):
     assert "resumed at iteration" in printed(runs, "s_seed=1")
 
 
-def test_a_run_that_is_killed_again_and_again_fails_with_the_signal(runs, call, monkeypatch):
-    monkeypatch.setattr(sweep, "RETRIES", 1)
-    killing = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
-    popen = subprocess.Popen
-    monkeypatch.setattr(subprocess, "Popen", lambda command, **o: popen([sys.executable, "-c", killing], **o))
-    assert "s_seed=1: failed, SIGKILL: it printed nothing" in call(status=1).err
-
-
 # On workers of another scheduler.
 
 
