@@ -43,7 +43,6 @@ SINGLE = (
     "image",
     "encode",
 )  # flags of main.py that only a single run takes
-RESUMABLE = ("max_iter", "precision")  # flags that may vary, although a run may resume with another value
 RETRIES = 3  # of a run whose worker or main.py was killed
 POLL = 0.5  # seconds between looks at processes and logs
 TIMEOUT = 30  # seconds in which a scheduler must answer
@@ -100,11 +99,7 @@ def parse(argv=None):
         parser.error("--sweep_name is missing")
     if args.parallel < 1:
         parser.error("--parallel must be at least 1")
-    runs = grid(args.sweep_name, flags)
-    for flag in runs[0].settings:
-        if any(flag not in {*RESUMABLE, *defining_flags(run.args)} for run in runs):
-            parser.error(f"--{flag} takes one value here: with another one, a run would be the same")
-    return args, runs
+    return args, grid(args.sweep_name, flags)
 
 
 def grid(sweep_name, flags):

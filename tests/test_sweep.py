@@ -123,17 +123,12 @@ def test_a_run_script_takes_several_values_and_each_run_gets_its_own_and_the_con
         "--sweep_name s --beta 1,x",
         "--sweep_name s --seed 9-0",
         "--sweep_name s --model B,Q",
-        "--sweep_name s --dset_dir a b",
         "--sweep_name s --train False",
         "--sweep_name s --parallel 0",
         "--sweep_name s --seed",
         "--sweep_name s 5",
         "--sweep_name ../s --seed 0,1",
         "",
-        # the same run several times
-        "--sweep_name s --cuda True False",
-        "--sweep_name s --objective H,B --beta 1,4",
-        "--sweep_name s --optimizer adagrad --beta1 0.5,0.9",
     ],
 )
 def test_wrong_flags_of_the_sweep_or_of_any_run_are_one_line(flags, capsys):
@@ -229,7 +224,7 @@ def test_a_signal_lets_the_runs_save(runs, start, number):
     process = start("--seed", "1,2", *LONG)
     wait_until(lambda: training(runs, "s_seed=1"))
     os.killpg(process.pid, number)  # to the whole group, as a terminal sends it
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=300)
     assert process.returncode == 128 + number and "Traceback" not in output and not trainers(runs)
     assert 0 < read_checkpoint(runs.checkpoint("s_seed=1"))["iter"] < 160
     assert printed(runs, "s_seed=1").count("stopped at iteration") == 1
