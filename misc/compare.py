@@ -1,9 +1,9 @@
-"""Draws runs and published results into one plane, reconstruction loss against KL (misc/capacity.md).
+"""Draw runs and published results in one plane, reconstruction loss against KL (misc/capacity.md).
 
     python -m misc.compare outputs/dsprites_B outputs/other --results "beta 4 (public):15.4:35.6" --out outputs/compare.png
 
-Each row of log.csv is a point, so that a run is a line, to a dot at its last row. Of two runs at the same KL the lower one
-tells more of the image in the same nats.
+A run is a line through the rows of its log.csv, with a dot at the last one. Of two runs at the same KL the lower one
+reconstructs better from as many nats.
 """
 
 import sys
@@ -51,11 +51,11 @@ def main():
     parser = Parser(prog="compare.py", description=__doc__.split("\n")[0])
     add = parser.add_argument
     add("folders", nargs="+", help="folders of runs, in each a log.csv")
-    add("--labels", nargs="+", help="what to call them; without: their folders' names")
+    add("--labels", nargs="+", help="their names in the picture; default: names of the folders")
     add(
         "--results", nargs="+", type=point, default=[], help="known results as points, name:KL:reconstruction"
     )
-    add("--to_recon", type=float, default=float("inf"), help="leave out what lies above, nats")
+    add("--to_recon", type=float, default=float("inf"), help="highest reconstruction loss to draw, nats")
     add("--out", default="outputs/compare.png", help="file of the picture")
     args = parser.parse_args()
     return run_cli("compare.py", "interrupted", lambda: compare(**vars(args)))

@@ -1,281 +1,273 @@
 """Trials of the restarted encoder (misc/capacity.md): many short runs side by side on one GPU.
 
-    python -m misc.trials --list
-    python -m misc.trials --out /tmp/trials A.5 weak.5TC --minutes 5
+    python -m misc.trials --out outputs/trials A.5 weak.5TC
 
 Each run is a CUDA graph of five training steps on a stream of its own: on one H100 a run alone makes 930 iterations a second,
 nine together 2,150. Without a GPU the same steps are taken one after the other, slowly. The weights of all terms are tables
-over iterations, so that one captured step serves every schedule. The scores of all trials are in misc/runs/trials.json.
+over iterations, so that one captured step serves every schedule. misc/runs/trials.json has logs and scores of all trials.
 """
 
 import argparse
 import copy
 import json
-import math
 import os
-import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
+from dataset import DSprites
 from model import BetaVAE_B
+from objectives import capacity_penalty, kl_divergence, learning_rate, reconstruction_loss, total_correlation
 from prepare import dsprites
 
 Z, BATCH, STEPS = 10, 64, 5  # latents, images a batch, steps a graph
+TABLES = ("kl", "C", "gamma", "tc", "teacher", "lr", "decoder")  # what a schedule sets for each iteration
 
 
-def table(n, *points):
-    """(iteration, value[, "geo"]) points -> float (n,): straight lines between them, geometric up to a point marked so."""
-    its, out = np.arange(n), np.full(n, float(points[-1][1]))
-    for (a, va, *_), (b, vb, *how) in zip(points, points[1:]):
-        inside, f = (its >= a) & (its < b), (its - a) / max(1, b - a)
-        out[inside] = (va * (vb / va) ** f if how else va + (vb - va) * f)[inside]
-    return torch.tensor(out, dtype=torch.float32)
+# Schedules: dicts of seed, n (iterations), tables (n,), and for a restart what is reinitialised and when.
 
 
-def cosine(n, start, lr=1e-3):
-    """lr up to start, then half a cosine down to a hundredth of it at n."""
-    f = np.clip((np.arange(n) - start) / max(1, n - start), 0, 1)
-    return torch.tensor(lr * (0.01 + 0.99 * 0.5 * (1 + np.cos(np.pi * f))), dtype=torch.float32)
+def schedule(seed, n, decay=None, **more):
+    """decay: iteration from which the learning rate of 1e-3 falls until n; decoder: factor for that of the decoder."""
+    lr = torch.tensor([learning_rate(i, 1e-3, decay, n if decay else 0) for i in range(n)])
+    zero = {name: torch.zeros(n) for name in TABLES}
+    return {**zero, "lr": lr, "decoder": torch.ones(n), "seed": seed, "n": n, "init": None, **more}
 
 
-def ramp(seed, n=20_000):
+def table(n, *points, geometric=False):
+    """(iteration, value) points -> float (n,): straight lines between them, in the logarithm if geometric."""
+    iterations, values = np.array(points, dtype=float).T
+    line = np.interp(np.arange(n), iterations, np.log(values) if geometric else values)
+    return torch.tensor(np.exp(line) if geometric else line, dtype=torch.float32)
+
+
+def ramp(seed, n=20_000, **more):
     """Objective B, gamma 1000, delta 1, C from 0 to 10 over all n iterations."""
-    zero = torch.zeros(n)
-    return dict(seed=seed, n=n, kl=zero, C=table(n, (0, 0), (n, 10)), gamma=zero + 1000, lr=zero + 1e-3)
+    B = {"C": table(n, (0, 0), (n, 10)), "gamma": torch.full((n,), 1000.0)}
+    return schedule(seed, n, **(B | more))
 
 
-def anneal(seed, start, end, stop, n=60_000):
-    """Objective H from scratch, beta from start to end over stop iterations."""
-    return dict(seed=seed, n=n, kl=table(n, (0, start), (stop, end, "geo")), lr=cosine(n, stop))
+def anneal(seed, *betas, n=60_000):
+    """Objective H from scratch; beta goes geometrically through (iteration, beta) points."""
+    return schedule(seed, n, decay=betas[-1][0], kl=table(n, *betas, geometric=True))
 
 
 def restart(
-    seed, init="S1a", low=0.2, high=2.0, weak=9000, rise=8000, tc=0.0, teacher=0.0, until=17_000, **more
+    seed, low=0.2, high=2.0, weak=9000, rise=8000, tc=0.0, teacher=0.0, until=17_000, init="S1a", **more
 ):
     """A new encoder for the decoder of init: KL weight low for weak iterations, then to high over rise iterations.
 
     tc: weight that the total correlation gets beyond the KL's, from the end of the weak phase on. teacher: weight of the squared
     distance of the active latents' means to those of init's encoder, until that iteration, then falling to 0 over 4,000.
-    more: opened (1000: inactive latents are at zero until then; 0: drawn anew at once), decoder (weight of its learning rate in
-    the weak phase), parts ("encoder" or "both" are drawn anew), kl (another table).
+    more: opened, the iteration at which inactive latents are reinitialised, whose decoder weights start at zero; parts,
+    "encoder" or "both": what is new; or other tables.
     """
     n = 60_000 - (10_000 if init == "S1fast" else 20_000)
-    weights = dict(
-        kl=table(n, (0, low), (weak, low), (weak + rise, high, "geo")),
-        tc=table(n, (0, 0), (weak, 0), (weak + rise, tc)),
-        teacher=table(n, (0, teacher), (until, teacher), (until + 4000, 0)),
-    )
-    return {
-        **dict(seed=seed, n=n, init=init, opened=1000, parts="encoder", lr=cosine(n, weak + rise)),
-        **weights,
-        **more,
+    tables = {
+        "kl": table(n, (0, low), (weak, low), (weak + rise, high), geometric=True),
+        "tc": table(n, (weak, 0), (weak + rise, tc)),
+        "teacher": table(n, (until, teacher), (until + 4000, 0)),
     }
+    other = {"init": init, "opened": 1000, "parts": "encoder"}
+    return schedule(seed, n, decay=weak + rise, **(tables | other | more))
 
 
-def taught(seed, **more):
-    return restart(seed, **{"teacher": 20.0, "opened": 0, **more})
-
-
-def slow_decoder(n=40_000):
-    return table(n, (0, 1), (1000, 0.1), (9000, 0.1), (12_000, 1, "geo"))
-
-
+taught = partial(restart, teacher=20.0, opened=0)
+slow = table(40_000, (0, 1), (1000, 0.1))  # the decoder's learning rate in dec.1
+slow[9000:] = table(31_000, (0, 0.1), (3000, 1), geometric=True)
+H60 = {"kl": table(20_000, (0, 60), (15_000, 15), geometric=True), "gamma": torch.zeros(20_000)}
 TRIALS = {
-    "S1a": ramp(1),
-    "S1b": ramp(3),
-    "S1fast": ramp(2, 10_000),
-    "S1H": dict(ramp(1), kl=table(20_000, (0, 60), (15_000, 15, "geo")), gamma=torch.zeros(20_000)),
-    "annealH": anneal(1, 60, 2, 40_000),
-    "annealH30": anneal(2, 30, 2, 30_000),
-    "cyclic": dict(anneal(1, 2, 2, 30_000), kl=table(60_000, (0, 0.2), (9000, 0.2), (17_000, 2, "geo"))),
-    "H2": anneal(1, 2, 2, 30_000),
-    "R0a": restart(1),
-    "R0b": restart(2),
-    "weak.5": restart(1, low=0.5),
-    "weak1": restart(1, low=1.0, opened=0),
-    "dec.1": restart(1, decoder=slow_decoder()),
-    "anchor": taught(1),
-    "enc3": taught(1, high=3.0),
-    "both3": taught(1, high=3.0, parts="both"),
-    "both3b": taught(2, high=3.0, parts="both"),
-    "both.5": taught(1, low=0.5, high=3.0, parts="both"),
-    "both4": taught(1, high=4.0, parts="both"),
-    "both3keep": taught(1, high=3.0, weak=6000, rise=6000, until=40_000, parts="both"),
-    "bothTC": taught(1, high=1.5, tc=3.0, parts="both"),
-    "fast3": taught(1, init="S1fast", high=3.0, parts="both"),
-    "A.5": taught(1, low=0.5),
-    "A.5b": taught(2, low=0.5),
-    "A.5w5": taught(1, low=0.5, teacher=3.0),
-    "A1": taught(1, low=1.0),
-    "A.5TC": taught(1, low=0.5, high=1.5, tc=2.0),
-    "A1TC": taught(1, low=1.0, high=1.5, tc=2.0),
-    "weak.5TC": restart(1, low=0.5, high=1.5, tc=2.0, opened=0),
-    "A.5fast": taught(1, init="S1fast", low=0.5),
+    "S1a": partial(ramp, 1),
+    "S1b": partial(ramp, 3),
+    "S1fast": partial(ramp, 2, 10_000),
+    "S1H": partial(ramp, 1, **H60),
+    "annealH": partial(anneal, 1, (0, 60), (40_000, 2)),
+    "annealH30": partial(anneal, 2, (0, 30), (30_000, 2)),
+    "cyclic": partial(anneal, 1, (0, 0.2), (9000, 0.2), (17_000, 2), (30_000, 2)),
+    "H2": partial(anneal, 1, (0, 2), (30_000, 2)),
+    "R0a": partial(restart, 1),
+    "R0b": partial(restart, 2),
+    "weak.5": partial(restart, 1, low=0.5),
+    "weak1": partial(restart, 1, low=1.0, opened=0),
+    "dec.1": partial(restart, 1, decoder=slow),
+    "anchor": partial(taught, 1),
+    "enc3": partial(taught, 1, high=3.0),
+    "both3": partial(taught, 1, high=3.0, parts="both"),
+    "both3b": partial(taught, 2, high=3.0, parts="both"),
+    "both.5": partial(taught, 1, low=0.5, high=3.0, parts="both"),
+    "both4": partial(taught, 1, high=4.0, parts="both"),
+    "both3keep": partial(taught, 1, high=3.0, weak=6000, rise=6000, until=40_000, parts="both"),
+    "bothTC": partial(taught, 1, high=1.5, tc=3.0, parts="both"),
+    "fast3": partial(taught, 1, init="S1fast", high=3.0, parts="both"),
+    "A.5": partial(taught, 1, low=0.5),
+    "A.5b": partial(taught, 2, low=0.5),
+    "A.5w5": partial(taught, 1, low=0.5, teacher=3.0),
+    "A1": partial(taught, 1, low=1.0),
+    "A.5TC": partial(taught, 1, low=0.5, high=1.5, tc=2.0),
+    "A1TC": partial(taught, 1, low=1.0, high=1.5, tc=2.0),
+    "weak.5TC": partial(restart, 1, low=0.5, high=1.5, tc=2.0, opened=0),
+    "A.5fast": partial(taught, 1, init="S1fast", low=0.5),
 }
 
 
 class Trial:
-    """One run: its network, its tables, and a graph of STEPS training steps on its own stream."""
+    """One run: its network, its schedule, and on a GPU a graph of STEPS training steps on its own stream.
 
-    def __init__(self, name, bits, device, finished):
-        self.name, self.bits, self.device = name, bits, device
-        spec = self.spec = TRIALS[name]
+    init: result() of the trial that it continues, or None.
+    """
+
+    def __init__(self, spec, data, device, init=None):
+        self.spec, self.data, self.device = spec, data, device
         torch.manual_seed(spec["seed"])
-        net = BetaVAE_B(Z, 1).to(device)
-        self.inactive, self.teacher = [], None
-        self.active = torch.ones(Z, device=device)  # z_dim
-        if "init" in spec:
-            old = finished[spec["init"]]
-            self.inactive = [j for j in range(Z) if old["kl"][j] < 0.1]
-            self.active[self.inactive] = 0
-            if spec["parts"] == "encoder":
-                stay = {k: v for k, v in old["net"].items() if k.startswith("decoder")}
-                net.load_state_dict(stay, strict=False)
-            with torch.no_grad():
-                net.decoder[0].weight[:, self.inactive] = 0
-            if spec["teacher"].any():
-                self.teacher = copy.deepcopy(net)
-                self.teacher.load_state_dict(old["net"])
-                self.teacher = self.teacher.encoder.to(memory_format=torch.channels_last)
-        self.net = net.to(memory_format=torch.channels_last)
-        names = ("kl", "C", "gamma", "tc", "teacher", "lr", "decoder")
-        default = {"decoder": torch.ones(spec["n"])}
-        self.tables = {k: spec.get(k, default.get(k, torch.zeros(spec["n"]))).to(device) for k in names}
-        self.has_tc = bool(self.tables["tc"].any())
-        self.params = [*net.encoder.parameters(), *net.decoder.parameters()]
-        self.lrs = [torch.zeros((), device=device) for _ in range(2)]
-        groups = [
-            dict(params=part.parameters(), lr=lr) for part, lr in zip((net.encoder, net.decoder), self.lrs)
-        ]
+        self.net, self.inactive, self.teacher = BetaVAE_B(Z, 1).to(device), [], None
+        if init:
+            self.continue_from(init)
+        self.net.to(memory_format=torch.channels_last)
+        self.tables = {name: spec[name].to(device) for name in TABLES}
+        self.has_tc = bool(spec["tc"].any())
+        parts = self.net.encoder, self.net.decoder
+        self.lrs = [torch.zeros((), device=device) for _ in parts]
+        groups = [{"params": part.parameters(), "lr": lr} for part, lr in zip(parts, self.lrs)]
         cuda = device.type == "cuda"
         self.optim = torch.optim.Adam(groups, capturable=cuda, fused=cuda)
-        # moving average of the weights, which is scored
-        self.mean = [p.detach().clone() for p in self.params]
+        self.params = list(self.net.parameters())
+        self.mean = [
+            p.detach().clone() for p in self.params
+        ]  # moving average of the weights, which is scored
         self.step_on_device = torch.zeros(1, dtype=torch.long, device=device)
-        self.shifts = torch.arange(7, -1, -1, dtype=torch.uint8, device=device)
         self.sums, self.rows, self.iter = torch.zeros(2 + Z, device=device), [], 0
         self.random = torch.Generator(device).manual_seed(1000 + spec["seed"])
-        self.stream = torch.cuda.Stream() if cuda else None
-        self.graph = self.capture() if cuda else None
+        self.stream, self.graph = torch.cuda.Stream() if cuda else None, None
+        if cuda:
+            self.stream.wait_stream(torch.cuda.current_stream())
+
+    def continue_from(self, init):
+        """Take over the decoder of init, or its encoder as a teacher. Inactive latents start with decoder weights of zero."""
+        self.inactive = [j for j in range(Z) if init["kl"][j] < 0.1]
+        self.active = torch.ones(Z, device=self.device)  # z_dim
+        self.active[self.inactive] = 0
+        if self.spec["parts"] == "encoder":
+            decoder = {name: w for name, w in init["net"].items() if name.startswith("decoder")}
+            self.net.load_state_dict(decoder, strict=False)
+        with torch.no_grad():
+            self.net.decoder[0].weight[:, self.inactive] = 0
+        if self.spec["teacher"].any():
+            self.teacher = copy.deepcopy(self.net)
+            self.teacher.load_state_dict(init["net"])
+            self.teacher.to(memory_format=torch.channels_last)
 
     def capture(self):
-        weights = [p.detach().clone() for p in self.params]
-        self.stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self.stream):
-            for _ in range(3):
-                self.step()
+        """Record STEPS steps as a graph. Steps must have run on the stream before, which sets up what cannot be recorded."""
         self.stream.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        graph.register_generator_state(self.random)
-        with torch.cuda.graph(graph, stream=self.stream):
-            for _ in range(STEPS):
-                self.step()
-        with torch.no_grad(), torch.cuda.stream(self.stream):  # undo the warm-up
-            for p, mean, w in zip(self.params, self.mean, weights):
-                p.copy_(w), mean.copy_(w)
-            for state in self.optim.state.values():
-                for value in state.values():
-                    value.zero_()
-            self.step_on_device.zero_(), self.sums.zero_()
-        self.stream.synchronize()
-        return graph
+        self.graph = torch.cuda.CUDAGraph()
+        self.graph.register_generator_state(self.random)
+        with torch.cuda.graph(self.graph, stream=self.stream):
+            self.steps()
+
+    def steps(self):
+        for _ in range(STEPS):
+            self.step()
 
     def step(self):
         now = {name: values[self.step_on_device][0] for name, values in self.tables.items()}
-        i = torch.randint(len(self.bits), (BATCH,), device=self.device, generator=self.random)
-        x = ((self.bits[i].unsqueeze(-1) >> self.shifts) & 1).reshape(BATCH, 1, 64, 64).float()
-        mu, logvar = self.net.encode(x)
-        z = mu + (0.5 * logvar).exp() * torch.randn(mu.shape, device=self.device, generator=self.random)
-        recon = F.binary_cross_entropy_with_logits(self.net.decode(z), x, reduction="sum") / BATCH
-        kl = 0.5 * (mu**2 + logvar.exp() - 1 - logvar).mean(0)  # z_dim
-        loss = recon + now["kl"] * kl.sum() + now["gamma"] * (((kl.sum() - now["C"]) ** 2 + 1).sqrt() - 1)
+        i = torch.randint(len(self.data), (BATCH,), device=self.device, generator=self.random)
+        x = self.data.batch(i)  # B, 1, 64, 64
+        x_recon, mu, logvar, z = self.net(x, self.random)
+        recon_loss = reconstruction_loss(x, x_recon, "bernoulli")
+        total_kld, kld, _ = kl_divergence(mu, logvar)
+        penalty = now["gamma"] * capacity_penalty(total_kld, now["C"], smoothing=1.0)
+        loss = recon_loss + now["kl"] * total_kld + penalty
         if self.teacher is not None:
             with torch.no_grad():
-                target = self.teacher(x)[:, :Z]
+                target, _ = self.teacher.encode(x)
             loss = loss + now["teacher"] * ((mu - target) ** 2 * self.active).sum(1).mean()
         if self.has_tc:
-            # B, B, z_dim
-            log_q = -0.5 * (math.log(2 * math.pi) + logvar + (z[:, None] - mu) ** 2 / logvar.exp())
-            loss = loss + now["tc"] * (log_q.sum(2).logsumexp(1) - log_q.logsumexp(1).sum(1)).mean()
+            loss = loss + now["tc"] * total_correlation(z, mu, logvar)
         self.optim.zero_grad(set_to_none=True)
         loss.backward()
         with torch.no_grad():
-            self.lrs[0].copy_(now["lr"]), self.lrs[1].copy_(now["lr"] * now["decoder"])
+            self.lrs[0].copy_(now["lr"])
+            self.lrs[1].copy_(now["lr"] * now["decoder"])
             self.optim.step()
             torch._foreach_lerp_(self.mean, self.params, 0.001)
-            self.sums += torch.cat([recon[None], kl.sum()[None], kl])
+            self.sums += torch.cat([recon_loss[None], total_kld[None], kld])
             self.step_on_device += 1
 
     @torch.no_grad()
     def open_inactive(self):
-        """Draws the decoder's weights of inactive latents, and their rows of the encoder's last layer, anew."""
+        """Reinitialise the decoder's weights of inactive latents, and their rows of the encoder's last layer."""
         torch.manual_seed(7 + self.spec["seed"])
         new, rows = BetaVAE_B(Z, 1).to(self.device), self.inactive + [Z + j for j in self.inactive]
-        last, first = self.net.encoder[13], self.net.decoder[0].weight
+        last, first = self.net.encoder[-1], self.net.decoder[0].weight
         first[:, self.inactive] = new.decoder[0].weight[:, self.inactive]
-        last.weight[rows], last.bias[rows] = new.encoder[13].weight[rows], 0
+        last.weight[rows], last.bias[rows] = new.encoder[-1].weight[rows], 0
         for moment in ("exp_avg", "exp_avg_sq") if self.optim.state else ():
             self.optim.state[first][moment][:, self.inactive] = 0
             self.optim.state[last.weight][moment][rows] = self.optim.state[last.bias][moment][rows] = 0
 
     def advance(self):
-        """STEPS iterations; True when it is finished."""
-        with torch.cuda.stream(self.stream):  # None on a CPU: nothing
+        """Take STEPS iterations, the first ones without a graph; returns whether the trial is finished."""
+        with torch.cuda.stream(self.stream):  # does nothing for None
             if self.inactive and self.iter == self.spec["opened"]:
                 self.open_inactive()
-            self.graph.replay() if self.graph else [self.step() for _ in range(STEPS)]
+            if self.graph:
+                self.graph.replay()
+            else:
+                self.steps()
             self.iter += STEPS
             if self.iter % 1000 == 0:
                 self.rows.append((self.iter, (self.sums / 1000).clone()))
                 self.sums.zero_()
+        if self.stream and not self.graph:
+            self.capture()
         return self.iter >= self.spec["n"]
 
     def result(self):
-        names = {id(p): name for name, p in self.net.named_parameters()}
-        state = {names[id(p)]: mean.clone() for p, mean in zip(self.params, self.mean)}
+        """Averaged weights, KL of each latent over the last 1,000 iterations, and the log: (iteration, [recon, KL, *KL of each])."""
+        if self.stream:
+            self.stream.synchronize()
+        weights = {name: mean.clone() for (name, _), mean in zip(self.net.named_parameters(), self.mean)}
         rows = [(i, row.tolist()) for i, row in self.rows] or [(0, [0.0] * (2 + Z))]
-        return {"net": state, "kl": rows[-1][1][2:], "log": rows}
+        return {"net": weights, "kl": rows[-1][1][2:], "log": rows}
 
 
-def main():
+def run(names, data, device):
+    """Run trials side by side, each as soon as the one that it continues is finished; returns {name: result}."""
+    finished, running, waiting = {}, {}, {name: TRIALS[name]() for name in names}
+    for spec in list(waiting.values()):
+        if spec["init"] and spec["init"] not in waiting:
+            waiting[spec["init"]] = TRIALS[spec["init"]]()
+    while waiting or running:
+        for name in [name for name, spec in waiting.items() if spec["init"] in (None, *finished)]:
+            spec = waiting.pop(name)
+            running[name] = Trial(spec, data, device, finished.get(spec["init"]))
+        for name in [name for name, trial in running.items() if trial.advance()]:
+            finished[name] = running.pop(name).result()
+    return finished
+
+
+def main(argv=None):
     parser = argparse.ArgumentParser(prog="misc.trials", description=__doc__.split("\n")[0])
-    parser.add_argument(
-        "names", nargs="*", choices=[[], *TRIALS], help="trials to run; those they start from are run first"
+    add = parser.add_argument
+    add(
+        "names",
+        nargs="*",
+        choices=[[], *TRIALS],
+        help="trials to run, with those that they continue; default: all",
     )
-    parser.add_argument("--list", action="store_true", help="list the trials")
-    parser.add_argument("--out", type=Path, default=Path("outputs/trials"), help="folder of weights and logs")
-    parser.add_argument("--minutes", type=float, default=math.inf, help="stop all after this time")
-    args = parser.parse_args()
-    if args.list:
-        print(*TRIALS)
-        return
-    device, begin = torch.device("cuda" if torch.cuda.is_available() else "cpu"), time.time()
+    add("--out", type=Path, default=Path("outputs/trials"), help="folder of weights and logs")
+    args = parser.parse_args(argv)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32")
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-    bits, finished = torch.from_numpy(dsprites.render()).to(device), {}
-    names = args.names or list(TRIALS)
-    waiting = list(dict.fromkeys([TRIALS[n]["init"] for n in names if "init" in TRIALS[n]] + names))
-    running = []
-    while waiting or running:
-        for name in [n for n in waiting if TRIALS[n].get("init") in (None, *finished)]:
-            waiting.remove(name)
-            running.append(Trial(name, bits, device, finished))
-        for trial in list(running):
-            if trial.advance():
-                running.remove(trial)
-                finished[trial.name] = trial.result()
-        if time.time() - begin > 60 * args.minutes:
-            finished |= {trial.name: trial.result() for trial in running}
-            break
     args.out.mkdir(parents=True, exist_ok=True)
-    torch.save(
-        {name: {**r, "net": {k: v.cpu() for k, v in r["net"].items()}} for name, r in finished.items()},
-        args.out / "trials.pt",
-    )
-    (args.out / "trials.json").write_text(json.dumps({name: r["log"] for name, r in finished.items()}))
+    results = run(args.names or list(TRIALS), DSprites(dsprites.render(), "drawn", device), device)
+    for each in results.values():
+        each["net"] = {name: weight.cpu() for name, weight in each["net"].items()}
+    torch.save(results, args.out / "trials.pt")
+    (args.out / "trials.json").write_text(json.dumps({name: each["log"] for name, each in results.items()}))
 
 
 if __name__ == "__main__":

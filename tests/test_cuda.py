@@ -3,20 +3,14 @@
 import pytest
 import torch
 
-import main
-from solver import Solver
 from training.checkpoint import read_checkpoint
 from training.log import read_log
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
 
-def solver_of(runs, name, *flags):
-    return Solver(main.parse([*map(str, runs.flags), "--viz_name", name, *map(str, flags)]))
-
-
 def test_nothing_waits_for_the_device_between_gathers(runs):
-    solver = solver_of(runs, "sync")
+    solver = runs.solver("sync")
 
     def iterate():
         solver.iter += 1
@@ -49,5 +43,5 @@ def test_a_run_goes_on_on_another_device(runs):
 
 
 def test_the_data_set_lives_on_the_device(runs):
-    solver = solver_of(runs, "data")
+    solver = runs.solver("data")
     assert solver.data.packed.device.type == solver.data.batch(torch.arange(2)).device.type == "cuda"
