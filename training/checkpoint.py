@@ -88,6 +88,8 @@ def check_members(path):
 
 def is_whole(path):
     try:
+        if not path.is_file():  # a pipe would be waited for
+            return False
         check_members(path)
     except Exception:  # zipfile has a dozen types, for as many kinds of damage
         return False
