@@ -75,10 +75,10 @@ def total_correlation(z, mu, logvar):
 def restart_weights(step, restart_iter, restart_beta, weak_iters, rise_iters, beta):
     """Weights of the KL and of the total correlation at a step of objective_restart, after its restart.
 
-    Both are restart_beta for weak_iters; over rise_iters the first then goes to 1, geometrically, and the second to beta, linearly.
+    Both are restart_beta for weak_iters; over rise_iters the second then goes to beta, linearly.
     """
     rise = min(1, max(0, step - restart_iter - weak_iters) / rise_iters)
-    return restart_beta ** (1 - rise), restart_beta + (beta - restart_beta) * rise
+    return restart_beta, restart_beta + (beta - restart_beta) * rise
 
 
 def learning_rate(step, lr, lr_start_iter, lr_stop_iter):
