@@ -72,24 +72,16 @@ def total_correlation(z, mu, logvar):
     return (log_joint - log_marginals.sum(dim=1)).mean()
 
 
-def restart_weights(step, restart_iter, restart_beta, weak_iters, rise_iters, beta):
-    """Weights of the KL and of the total correlation at a step of objective_restart, after its restart.
-
-    Both are restart_beta for weak_iters; over rise_iters the second then goes to beta, linearly.
-    """
+def tc_weight(step, restart_iter, restart_beta, weak_iters, rise_iters, beta):
+    """Weight of the total correlation after the restart: that of the KL for weak_iters, then linear to beta over rise_iters."""
     rise = min(1, max(0, step - restart_iter - weak_iters) / rise_iters)
-    return restart_beta, restart_beta + (beta - restart_beta) * rise
+    return restart_beta + (beta - restart_beta) * rise
 
 
 def learning_rate(step, lr, lr_start_iter, lr_stop_iter):
     """lr up to lr_start_iter, then cosine decay to lr / 100 at lr_stop_iter; constant if lr_stop_iter is 0."""
     fall = min(1, max(0, step - lr_start_iter) / (lr_stop_iter - lr_start_iter)) if lr_stop_iter else 0
     return lr * (1 - 0.99 * (1 - math.cos(math.pi * fall)) / 2)
-
-
-def normalised_beta(beta, z_dim, pixels):
-    """beta * M / N for M latents and N pixel values (Higgins et al., A.6), which is comparable between data sets."""
-    return beta * z_dim / pixels
 
 
 def objective_H(x, x_recon, mu, logvar, z, step, *, dist, beta):
@@ -123,14 +115,17 @@ def objective_restart(
     x, x_recon, mu, logvar, z, step, *, dist, gamma, C_start, C_max, C_stop_iter, delta,
     restart_iter, restart_beta, weak_iters, rise_iters, beta,
 ):  # fmt: skip
-    """Objective B up to restart_iter, where Solver.restart_encoder is called; then TC with increasing weights (misc/capacity.md)."""
+    """Objective B up to restart_iter, where Solver.restart_encoder is called; then TC (misc/capacity.md).
+
+    restart_beta: weight of the KL after the restart; beta: final weight of the total correlation.
+    """
     batch = (x, x_recon, mu, logvar, z, step)
     if step <= restart_iter:
         return objective_B(
             *batch, dist=dist, gamma=gamma, C_start=C_start, C_max=C_max, C_stop_iter=C_stop_iter, delta=delta
         )
-    kl_weight, beta = restart_weights(step, restart_iter, restart_beta, weak_iters, rise_iters, beta)
-    loss, terms = objective_TC(*batch, dist=dist, beta=beta, kl_weight=kl_weight)
+    beta = tc_weight(step, restart_iter, restart_beta, weak_iters, rise_iters, beta)
+    loss, terms = objective_TC(*batch, dist=dist, beta=beta, kl_weight=restart_beta)
     kld = terms.pop("kld")
     return loss, {**terms, "C": math.nan, "kld": kld}
 
