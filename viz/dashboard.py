@@ -235,8 +235,8 @@ class Dashboard:
         if folder and folder != self.shown:
             at = f"iteration {int(folder.name):,}"
             for name, title, width in (
+                ("reconstruction", "Reconstructions", 1),  # fills the row of the curves
                 ("traverse", "Traversals", 2),
-                ("reconstruction", "Reconstructions", 1),
             ):
                 if (path := folder / f"{name}.png").exists():
                     yield picture(path, f"{title}, {at}", width * SIZE[0])
