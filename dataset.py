@@ -29,7 +29,7 @@ def return_data(args, device="cpu"):
     size = args.image_size
     if args.dataset == "dsprites":
         if size != 64:
-            raise UserError(f"dSprites is 64x64: --image_size {size} is for sets of images")
+            raise UserError(f"dSprites is 64x64: a network for {size}x{size} pixels needs another data set")
         packed, fingerprint = find_dsprites(args.dset_dir)
         say(fingerprint)
         return DSprites(packed, fingerprint, device)

@@ -71,15 +71,15 @@ def add_training_flags(parser):
         help="H: beta * KL (Higgins et al. eq. 4); B: gamma * |KL - C| (Burgess et al. eq. 8); TC: KL + (beta - 1) * total "
              "correlation (Chen et al.); restart: B, then a new encoder and TC (misc/capacity.md)")
     add("--beta", type=weight, default=4.0, help="H: weight of the KL, 4 on dSprites (Higgins et al.); TC, restart: weight of the total correlation")
-    add("--gamma", type=weight, default=1000.0, help="B: weight of |KL - C|; 1000 (Burgess et al.)")
-    add("--C_start", type=weight, default=0.0, help="B: C at the start; 0 (Burgess et al.)")
-    add("--C_max", type=weight, default=25.0, help="B: C at the end; dSprites 25, CelebA 50 (Burgess et al.)")
-    add("--C_stop_iter", type=positive, default=10**5, help="B: iterations from C_start to C_max; 1e5 (Burgess et al.)")
-    add("--delta", type=weight, default=0.0, help="B: width of the pseudo-Huber smoothing of |KL - C|; 0: none (Burgess et al.)")
+    add("--gamma", type=weight, default=1000.0, help="B, restart: weight of |KL - C|; 1000 (Burgess et al.)")
+    add("--C_start", type=weight, default=0.0, help="B, restart: C at the start; 0 (Burgess et al.)")
+    add("--C_max", type=weight, default=25.0, help="B, restart: C at the end; dSprites 25, CelebA 50 (Burgess et al.)")
+    add("--C_stop_iter", type=positive, default=10**5, help="B, restart: iterations from C_start to C_max; 1e5 (Burgess et al.)")
+    add("--delta", type=weight, default=0.0, help="B, restart: width of the pseudo-Huber smoothing of |KL - C|; 0: none (Burgess et al.)")
     add("--restart_iter", type=positive, default=10_000, help="restart: iteration at which the encoder is reinitialised")
-    add("--restart_beta", type=rate, default=0.5, help="restart: weight of the KL after the restart")
-    add("--weak_iters", type=positive, default=9000, help="restart: iterations for which the total correlation has the same weight")
-    add("--rise_iters", type=positive, default=8000, help="restart: iterations over which its weight then rises to beta")
+    add("--restart_beta", type=rate, default=0.5, help="restart: weight, after the restart, of the KL without its total correlation")
+    add("--weak_iters", type=positive, default=9000, help="restart: iterations after the restart for which the total correlation has this weight too")
+    add("--rise_iters", type=positive, default=8000, help="restart: iterations over which the weight of the total correlation then rises to beta")
     add("--dist", choices=CHOICES["dist"],
         help="p(x|z) of a pixel; if not given: bernoulli for dsprites and 3dchairs, gaussian for celeba and folder")
 

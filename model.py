@@ -57,21 +57,25 @@ def restart(net, fresh, inactive):
 
 
 class BetaVAE(nn.Module):
-    """What all models share; subclasses define self.encoder and self.decoder."""
+    """What all models share. To add one: a subclass with __init__(z_dim, nc), named in MODELS.
+
+    It sets self.encoder and self.decoder, each an nn.Sequential. The decoder starts with a layer whose weight is
+    (features, z_dim), which restart() and load_model() look at.
+    """
 
     image_size = 64  # width and height, in pixels, of the images that the network takes
 
     def encode(self, x):
-        """x (B, nc, 64, 64) in [0, 1] -> mu, logvar, each (B, z_dim) and float32, of q(z|x)."""
+        """x (B, nc, image_size, image_size) in [0, 1] -> mu, logvar, each (B, z_dim) and float32, of q(z|x)."""
         mu, logvar = self.encoder(x).float().chunk(2, dim=1)
         return mu, logvar
 
     def decode(self, z):
-        """z (B, z_dim) -> float32 logits (B, nc, 64, 64) of p(x|z); their sigmoid is the mean image."""
+        """z (B, z_dim) -> float32 logits (B, nc, image_size, image_size) of p(x|z); their sigmoid is the mean image."""
         return self.decoder(z).float()
 
     def forward(self, x, generator=None):
-        """x (B, nc, 64, 64) -> x_recon (logits of the same shape), mu, logvar, and one sample z; the last three (B, z_dim)."""
+        """x (B, nc, image_size, image_size) -> x_recon (logits of the same shape), mu, logvar, and one sample z; the last three (B, z_dim)."""
         mu, logvar = self.encode(x)
         z = reparameterise(mu, logvar, generator)
         return self.decode(z), mu, logvar, z

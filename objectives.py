@@ -5,7 +5,8 @@ An objective is a function of (x, x_recon, mu, logvar, z, step) and, by keyword,
     mu, logvar, z     of q(z|x) and the sample that was decoded, (B, z_dim)
     step              the iteration, from 1 on
 It returns the loss to minimise, a scalar, and a dict of what to log: scalars, or vectors (z_dim,) with one value per
-latent. The columns of log.csv follow its keys. To add an objective, write the function and name it in OBJECTIVES.
+latent. The columns of log.csv follow its keys; names of scalars do not end in a digit. The programs read recon_loss,
+total_kld and kld. To add an objective, write the function and name it in OBJECTIVES.
 """
 
 import inspect
@@ -117,7 +118,7 @@ def objective_restart(
 ):  # fmt: skip
     """Objective B up to restart_iter, where Solver.restart_encoder is called; then TC (misc/capacity.md).
 
-    restart_beta: weight of the KL after the restart; beta: final weight of the total correlation.
+    restart_beta: weight of the rest of the KL after the restart; beta: final weight of the total correlation.
     """
     batch = (x, x_recon, mu, logvar, z, step)
     if step <= restart_iter:

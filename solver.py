@@ -57,10 +57,12 @@ class Solver:
         self.optim = make_optimizer(args, self.net.parameters(), self.device)
         self.distribution = args.dist or self.data.distribution
         self.objective = objectives.bind(args, self.distribution)
+        # iterations after which the encoder is restarted
         self.restarts = [args.restart_iter] if "restart_iter" in FLAGS_OF[args.objective] else []
         self.noise = torch.Generator(self.device)
         with torch.no_grad():
-            _, terms = self.compute_loss(self.data.batch(torch.tensor([0])))  # to see what a step logs
+            # A first loss, only to see what a step logs; of two images, since an objective may need a covariance.
+            _, terms = self.compute_loss(self.data.batch(torch.tensor([0, 0])))
         self.noise.manual_seed(stream_seed(args.seed, "noise"))
         self.window = Window(terms, self.device)
         self.log = Log(self.outputs / "log.csv", ["iter", *self.window.columns])
@@ -104,7 +106,7 @@ class Solver:
                 if self.iter in self.restarts:
                     self.restart_encoder()
                 self.iter += 1
-                x = self.data.batch(self.next_indices())  # B, C, 64, 64
+                x = self.data.batch(self.next_indices())  # B, C, H, W
                 self.training_step(x)
                 bar.update()
 
