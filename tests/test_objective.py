@@ -18,6 +18,7 @@ from objectives import (
     reconstruction_loss,
     total_correlation,
 )
+from solver import Solver
 from training.log import read_log
 from utils import epoch_order, stream_seed
 
@@ -75,6 +76,7 @@ def step_loss(runs, *flags, step=50):
 
     solver.objective = watched
     with torch.no_grad():
+        solver.net.encoder[-1].weight[:10] *= 8  # apart, or the total correlation would hardly count
         loss, seen.terms = solver.compute_loss(solver.data.batch(torch.arange(4) * 100_000))
     solver.folder.release()
     q = Normal(seen.mu, (seen.logvar / 2).exp())
@@ -89,10 +91,10 @@ def step_loss(runs, *flags, step=50):
     return seen
 
 
-@pytest.mark.parametrize("beta", [4.0, 0.0])
-def test_objective_H_is_reconstruction_plus_beta_KL(runs, beta):
-    step = step_loss(runs, "--objective H --beta", beta)
-    assert step.loss == pytest.approx(step.bernoulli + beta * step.kl, rel=1e-5)
+@pytest.mark.parametrize("beta, dist", [(4.0, "bernoulli"), (0.0, "bernoulli"), (4.0, "gaussian")])
+def test_objective_H_is_reconstruction_plus_beta_KL(runs, beta, dist):
+    step = step_loss(runs, "--objective H --dist", dist, "--beta", beta)
+    assert step.loss == pytest.approx(vars(step)[dist] + beta * step.kl, rel=1e-5)
     assert "C" not in step.terms
 
 
@@ -118,6 +120,7 @@ def test_objective_B_is_reconstruction_plus_gamma_times_the_penalty_on_KL_minus_
 @pytest.mark.parametrize("beta", [1.0, 6.0])
 def test_objective_TC_is_reconstruction_plus_KL_plus_beta_minus_1_total_correlations(runs, beta):
     step = step_loss(runs, "--objective TC --beta", beta)
+    assert step.tc > 0.5
     assert step.loss == pytest.approx(step.bernoulli + step.kl + (beta - 1) * step.tc, rel=1e-5)
 
 
@@ -137,13 +140,22 @@ RESTART = "--objective restart --gamma 10 --restart_iter 20 --weak_iters 10 --ri
 def test_after_its_restart_the_objective_is_TC_whose_weight_rises(runs, step, weight):
     step = step_loss(runs, RESTART, step=step)
     assert step.loss == pytest.approx(step.bernoulli + 0.25 * step.kl + (weight - 0.25) * step.tc, rel=1e-5)
-    assert math.isnan(step.terms["C"])
+    assert step.tc > 0.5 and math.isnan(step.terms["C"])
 
 
 def test_up_to_its_restart_the_objective_is_B(runs):
     step = step_loss(runs, RESTART, "--C_max 8", step=20)
     assert step.loss == pytest.approx(step.bernoulli + 10 * abs(step.kl - 1.6), rel=1e-5)
     assert step.terms["C"] == 1.6
+
+
+def test_before_and_after_its_restart_the_objective_takes_the_distribution_and_every_flag(runs):
+    flags = f"{RESTART} --dist gaussian --gamma 3 --C_max 8 --C_start 2 --delta 2"
+    step = step_loss(runs, flags, step=20)
+    penalty = math.sqrt((step.kl - 3.2) ** 2 + 2**2) - 2
+    assert step.loss == pytest.approx(step.gaussian + 3 * penalty, rel=1e-5)
+    step = step_loss(runs, flags, step=50)
+    assert step.loss == pytest.approx(step.gaussian + 0.25 * step.kl + 2.375 * step.tc, rel=1e-5)
 
 
 def test_a_step_logs_mu_variance_and_KL_each_under_its_name(runs):
@@ -175,19 +187,37 @@ def test_each_step_takes_the_learning_rate_of_its_iteration(runs):
 
 def test_a_restart_draws_the_encoder_and_what_inactive_latents_pass_through_anew_and_keeps_the_rest(runs):
     solver = runs.solver("run", RESTART, "--batch_size 2")
-    solver.iter = 1
+    initial, solver.iter = copy.deepcopy(solver.net.state_dict()), 1
     solver.training_step(solver.data.batch(torch.arange(2)))
-    solver.latent_kld = lambda: [0.5 if j in (2, 7) else 0.005 for j in range(10)]
+    solver.latent_kld = lambda: [{2: 0.5, 7: 0.011}.get(j, 0.009) for j in range(10)]
     before = copy.deepcopy(solver.net.state_dict())
     solver.restart_encoder()
     after = solver.net.state_dict()
     changed = {name for name in after if not torch.equal(after[name], before[name])}
     weights = {name for name in after if name.startswith("encoder") and name.endswith("weight")}
     assert weights < changed
+    assert not any(torch.equal(after[name], initial[name]) for name in weights)  # nor those it began with
     assert {name for name in changed if name.startswith("decoder")} == {"decoder.0.weight"}
     columns = (after["decoder.0.weight"] != before["decoder.0.weight"]).any(dim=0)
     assert columns.nonzero().flatten().tolist() == [0, 1, 3, 4, 5, 6, 8, 9]
     assert not solver.optim.state
+
+
+def test_the_encoder_restarts_once_between_restart_iter_and_the_next_iteration(runs, monkeypatch):
+    happened, restart, step = [], Solver.restart_encoder, Solver.training_step
+
+    def restarting(solver):
+        happened.append("restart")
+        restart(solver)
+
+    def stepping(solver, x):
+        happened.append(solver.iter)
+        step(solver, x)
+
+    monkeypatch.setattr(Solver, "restart_encoder", restarting)
+    monkeypatch.setattr(Solver, "training_step", stepping)
+    runs.run("run", "--objective restart --restart_iter 3 --max_iter 6 --save_output no")
+    assert happened == [1, 2, 3, "restart", 4, 5, 6]
 
 
 def test_three_steps_are_those_of_the_loop_that_people_write(runs):
@@ -209,6 +239,22 @@ def test_three_steps_are_those_of_the_loop_that_people_write(runs):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
     solver.iter = solver.batches + 1
     assert torch.equal(solver.next_indices(), epoch_order(1, 1, len(solver.data))[:2])
+
+
+def test_the_last_partial_batch_of_an_epoch_is_left_out(runs):
+    solver = runs.solver("run", "--batch_size 500000")
+    solver.iter = 2
+    assert torch.equal(solver.next_indices(), epoch_order(1, 1, len(solver.data))[:500_000])
+
+
+def test_weights_order_of_the_images_and_noise_each_follow_the_seed(runs):
+    drawn = []
+    for name, seed in (("one", 2), ("same", 2), ("other", 3)):
+        solver = runs.solver(name, "--seed", seed)
+        solver.iter, noise = 1, torch.randn(9, generator=solver.noise)
+        drawn.append([solver.net.encoder[0].weight, solver.next_indices(), noise])
+    assert all(map(torch.equal, drawn[0], drawn[1]))
+    assert not any(map(torch.equal, drawn[0], drawn[2]))
 
 
 @pytest.mark.parametrize("flag, value", [("lr", 0.25), ("beta1", 0.5), ("beta2", 0.75)])

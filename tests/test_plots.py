@@ -60,6 +60,7 @@ def texts(row):
 def test_active_latents_come_by_kl_named_after_their_top_factor_and_the_others_are_counted():
     assert pictures.active(KLD) == [1, 0] and pictures.not_shown(KLD) == "1 inactive latent not shown"
     assert pictures.active([0.0, 0.002]) == [1]  # of none, the highest
+    assert pictures.active([0.009, 0.011]) == [1] and pictures.active([0.011, 0.02]) == [1, 0]
     assert pictures.not_shown([3.0] + [0.0] * 7) == "7 inactive latents not shown"
     assert pictures.label(1, KLD, FACTORS) == "posX  93 %\nz_1  3.00 nats"
     assert pictures.label(1, KLD, None) == pictures.label(1, KLD, [None] * 3) == "z_1  3.00 nats"
@@ -155,12 +156,19 @@ def test_factors_shows_a_block_of_seeds_for_each_of_the_highest_latents(tmp_path
 
 def test_reconstructions_stand_beside_their_images_and_the_rest_of_the_page_is_white(tmp_path):
     x = torch.zeros(5, 1, 64, 64)
-    pictures.reconstruction(x, torch.full_like(x, 50.0), tmp_path / "x.png", pairs=3)
+    pictures.reconstruction(x, torch.zeros_like(x), tmp_path / "x.png", pairs=3)  # a logit of 0 is grey
     last_row = np.asarray(Image.open(tmp_path / "x.png").convert("L"))[-64]
     assert (
-        set(last_row) == {0, 255} and (last_row == 0).sum() == 2 * 128
-    )  # two images, two reconstructions, no grey
-    assert (last_row[last_row.argmin() + np.array([127, 129, 256])] == [0, 255, 255]).all()
+        set(last_row) == {0, 128, 255} and (last_row == 0).sum() == (last_row == 128).sum() == 2 * 128
+    )  # two images, two reconstructions
+    assert (last_row[last_row.argmin() + np.array([127, 129, 256])] == [0, 128, 128]).all()
+
+
+def test_a_picture_has_the_colours_of_its_pixels_in_their_places():
+    image = torch.zeros(3, 4, 4)
+    image[0, 0, 3], image[2, 3, 3] = 1, 0.5
+    drawn = pictures.picture(image)
+    assert [drawn.getpixel(at) for at in ((3, 0), (3, 3), (0, 3))] == [(255, 0, 0), (0, 0, 128), (0, 0, 0)]
 
 
 # Figures.
