@@ -3,6 +3,7 @@
 import copy
 import errno
 import fcntl
+import math
 import os
 import random
 import shutil
@@ -357,6 +358,15 @@ def test_numbers_that_explode_stop_the_run_with_the_iteration_and_the_checkpoint
     for flags in ("", "--display_step 27"):  # pictures come before the next row of the log
         assert "loss is not finite since iteration 27" in copied.refused("run", NO_PICTURES, *flags.split())
     assert copied.checkpoint("run").read_bytes() == before
+
+
+def test_a_weight_that_is_not_finite_stops_the_run_though_the_loss_is(runs):
+    solver = runs.solver("run")
+    with torch.no_grad():
+        solver.net.decoder[0].bias[0] = math.nan
+    with pytest.raises(UserError, match="weights or the optimiser's averages are not finite"):
+        solver.check_finite()
+    solver.folder.release()
 
 
 def test_an_optimiser_that_overflowed_stops_the_run_though_loss_and_weights_are_finite(runs):
