@@ -243,12 +243,13 @@ class Sweep:
         total, begun = sum(run.args.max_iter for run in self.runs), self.iterations()
         try:
             with progress(total=total, initial=begun, unit="it", delay=0, leave=True) as bar:
+                bar.set_description(self.count())
                 while tasks:
-                    bar.set_description(self.count(), refresh=False)
                     time.sleep(POLL)
                     for future in [future for future in tasks if future.done()]:
                         self.end(tasks.pop(future), future)
                     bar.update(self.iterations() - bar.n)
+                    bar.set_description(self.count())
         finally:
             if client.status == "running":
                 client.cancel(list(tasks))
