@@ -31,34 +31,27 @@ import torch
 from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
-from main import make_parser, parse
+from main import make_parser, parse, positive, whole
 from model import MODELS, ConvTranspose2d, load_model
 from solver import Solver
-from utils import UserError, atomic_file, count, progress, run_cli, versions
+from utils import atomic_file, progress, run_cli, versions
 
 TRAINED = Path(__file__).resolve().parent / "misc/dsprites_B_smoothed.pt"
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
 
 
 def bench_parser():
-    """The flags of main.py, and those of measuring."""
     parser = make_parser()
     parser.prog = "bench.py"
     parser.description = f"{__doc__.splitlines()[0]} Takes the flags of main.py, too."
     add = parser.add_argument_group("measuring").add_argument
-    add("--rounds", type=count, default=7, help="bursts of each loop at each of the weights")
-    add("--burst", type=count, default=100, help="steps of a burst")
-    add(
-        "--weights",
-        help="checkpoint of the trained weights; default: the one in misc for model B on dSprites",
-    )
-    add(
-        "--warm",
-        type=count,
-        default=0,
-        help="iterations to train for the trained weights, instead of --weights",
-    )
+    # fmt: off
+    add("--rounds", type=positive, default=7, help="bursts of each loop at each of the weights")
+    add("--burst", type=positive, default=100, help="steps of a burst")
+    add("--warm", type=whole, default=0,
+        help="iterations to train for the trained weights; 0: take those in misc, of model B on dSprites")
     add("--json", help="file to write the figures to")
+    # fmt: on
     parser.set_defaults(model="B", objective="B", lr=5e-4, delta=1.0, viz_on=False, ckpt_name="none")
     return parser
 
@@ -113,10 +106,10 @@ def computing_threads():
     M_ARENA_MAX = -8  # malloc.h; with one arena, these threads get memory in the way that main.py does
     with contextlib.suppress(AttributeError):  # no glibc
         ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)
-    flush = {"plain": False, "Solver": True}
+    flush = torch.set_flush_denormal
     return {
-        loop: ThreadPoolExecutor(1, initializer=torch.set_flush_denormal, initargs=(flush[loop],))
-        for loop in flush
+        "plain": ThreadPoolExecutor(1, initializer=flush, initargs=(False,)),
+        "Solver": ThreadPoolExecutor(1, initializer=flush, initargs=(True,)),
     }
 
 
@@ -145,18 +138,13 @@ def device_name(device):
 
 
 def all_weights(solver, train):
-    """{"fresh": state dict, "trained": state dict}; the second only if there is a checkpoint or --warm. train(n): trains."""
+    """State dicts of "fresh" and "trained" weights; without --warm, only model B on dSprites has the second. train(n): trains."""
     args, weights = solver.args, {"fresh": copy.deepcopy(solver.net.state_dict())}
     if args.warm:
         train(args.warm)
         weights["trained"] = copy.deepcopy(solver.net.state_dict())
-    elif args.weights or (args.model, args.dataset, args.z_dim) == ("B", "dsprites", 10):
-        weights["trained"] = load_model(args.weights or TRAINED).state_dict()
-        try:
-            solver.net.load_state_dict(weights["trained"])
-        except RuntimeError:
-            what = f"--model {args.model} --z_dim {args.z_dim} for {solver.data.channels} channels"
-            raise UserError(f"--weights {args.weights} are of another network than {what}") from None
+    elif (args.model, args.dataset, args.z_dim) == ("B", "dsprites", 10):
+        weights["trained"] = load_model(TRAINED).state_dict()
     return weights
 
 
@@ -192,11 +180,9 @@ def measure(args):
                     taken.append(run(loop, step, args.burst))
                 for precision, rates in products.items():
                     rates.append(matmul_gflop_s(DTYPES[precision], solver.device))
-    return {
-        **figures(times, products, counter.get_total_flops() / 1e9, args.precision),
-        **{"peak_gb": peak, "device": device_name(solver.device), "threads": torch.get_num_threads()},
-        **{"versions": versions(), "arguments": vars(args)},
-    }
+    results = figures(times, products, counter.get_total_flops() / 1e9, args.precision)
+    machine = dict(device=device_name(solver.device), threads=torch.get_num_threads(), versions=versions())
+    return dict(**results, **machine, peak_gb=peak, arguments=vars(args))
 
 
 def figures(times, products, gflop, precision):
@@ -206,20 +192,14 @@ def figures(times, products, gflop, precision):
         it_s = 1 / statistics.median(taken)
         ratio = statistics.median(plain / each for plain, each in zip(times[state, "plain"], taken))
         limit = products["float32" if loop == "plain" else precision]
-        row = {
-            "weights": state,
-            "loop": loop,
-            "it_s": it_s,
-            "slowest": 1 / max(taken),
-            "fastest": 1 / min(taken),
-        }
-        rows.append(
-            {**row, "ratio": ratio, "gflop_s": it_s * gflop, "limit": limit, "share": it_s * gflop / limit}
-        )
-    return {"rows": rows, "gflop": gflop, "matmul_gflop_s": products}
+        row = dict(weights=state, loop=loop, it_s=it_s, slowest=1 / max(taken), fastest=1 / min(taken))
+        row |= dict(ratio=ratio, gflop_s=it_s * gflop, limit=limit, share=it_s * gflop / limit)
+        rows.append(row)
+    return dict(rows=rows, gflop=gflop, matmul_gflop_s=products)
 
 
 def report(args, results):
+    """Print what measure() returns as a table."""
     print(
         f"{results['device']}, {results['threads']} threads, torch {torch.__version__}; model {args.model}, {args.dataset}, "
         f"batch {args.batch_size}, {args.precision}; {args.rounds} rounds of {args.burst} steps of {results['gflop']:.2f} GFLOP"
@@ -235,10 +215,7 @@ def report(args, results):
 
 def main(argv=None):
     """Run the program; returns its exit status."""
-    parser = bench_parser()
-    args = parse(argv, parser)
-    if min(args.rounds, args.burst) < 1 or args.warm < 0:
-        parser.error("--rounds and --burst must be at least 1, --warm at least 0")
+    args = parse(argv, bench_parser())
 
     def run():
         # opened first: a folder that is missing shows before the measurement

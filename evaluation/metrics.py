@@ -82,13 +82,13 @@ def checked(codes, factors):
         raise ValueError("some codes are not finite")
     if not np.issubdtype(factors.dtype, np.integer):
         raise ValueError(f"factors must be integers, not {factors.dtype}")
-    for k in np.flatnonzero((factors == factors[0]).all(axis=0)):
-        raise ValueError(f"factor {k} has a single value: leave it out")
+    if (constant := (factors == factors[0]).all(axis=0)).any():
+        raise ValueError(f"factor {constant.argmax()} has a single value: leave it out")
     return codes, factors
 
 
 def split(codes, factors, train, test, seed):
-    """Draws train and test rows without replacement: x, y, x_test, y_test.
+    """Draws train and test rows without replacement; returns x, y, x_test, y_test.
 
     Of fewer than train + test rows, all are used, in that proportion. (disentanglement_lib draws with replacement,
     which makes little difference if there are many more.)
@@ -346,9 +346,9 @@ def mean_kl(mu, logvar):
     return 0.5 * (mu**2 + np.exp(logvar) - 1 - logvar).mean(axis=0)
 
 
-def active_latents(mu, logvar, threshold=ACTIVE):
-    """Number of latents with a mean KL over threshold nats."""
-    return int((mean_kl(mu, logvar) > threshold).sum())
+def active_latents(mu, logvar):
+    """Number of latents with a mean KL over ACTIVE nats."""
+    return int((mean_kl(mu, logvar) > ACTIVE).sum())
 
 
 def total_correlation(codes):
@@ -379,48 +379,43 @@ METRICS = {  # name: function, settings that are not its defaults
 
 
 def settings_of(level):
-    """Keyword arguments of each metric at a level; None for a metric that is left out.
+    """Keyword arguments of each metric of a level.
 
     "full": as published. "fast": no DCI, and half the points for classifiers. MIG and modularity keep theirs, as their
     bias depends on it; yet on the coarser grid MIG is higher, as 20 bins separate 16 positions and 20 orientations.
     """
-    settings = {
-        name: {**(metric.__kwdefaults__ or {}), **changed} for name, (metric, changed) in METRICS.items()
-    }
+    settings = {}
+    for name, (metric, changed) in METRICS.items():
+        settings[name] = {**(metric.__kwdefaults__ or {}), **changed}
+        if level == "fast":
+            settings[name] |= {key: n // 2 for key, n in settings[name].items() if key in ("train", "test")}
     if level == "fast":
-        for each in settings.values():
-            each |= {key: each[key] // 2 for key in ("train", "test") if key in each}
-        settings["dci"] = None
+        settings.pop("dci", None)
     return settings
 
 
 def score(mu, logvar, factors, level="full", seed=0):
-    """Every metric of a model, {name: number}, and all settings under "settings".
+    """Every metric of a level, {name: number}, and all settings under "settings".
 
     mu, logvar: (N, z); factors: (N, K), a full grid in its order with shape as factor 0; level: "full" or "fast".
     """
     scores, settings = {}, settings_of(level)
-    for name, (metric, _) in progress(METRICS.items(), desc="metrics", unit="metric"):
-        value = metric(mu, factors, seed, **settings[name]) if settings[name] is not None else None
-        if name == "dci":
-            value = value or dict.fromkeys(("disentanglement", "completeness", "informativeness"))
-            scores |= {f"dci_{part}": value[part] for part in value}
+    for name, arguments in progress(settings.items(), desc="metrics", unit="metric"):
+        value = METRICS[name][0](mu, factors, seed, **arguments)
+        if isinstance(value, dict):
+            scores |= {f"{name}_{part}": number for part, number in value.items()}
         else:
             scores[name] = value
     scores |= dict(active_latents=active_latents(mu, logvar), total_correlation=total_correlation(mu))
-    about = dict(
-        level=level, seed=seed, images=len(mu), factor_sizes=grid_sizes(np.asarray(factors)).tolist()
-    )
-    about |= {**settings, "active_latents": dict(threshold=ACTIVE)}
-    about |= dict(logistic_regression=LOGISTIC, linear_svm=SVM, boosted_trees=BOOSTING)
-    return {**scores, "settings": about}
+    sizes = grid_sizes(np.asarray(factors)).tolist()
+    about = dict(level=level, seed=seed, images=len(mu), factor_sizes=sizes, **settings)
+    about |= dict(active_latents=dict(threshold=ACTIVE), logistic_regression=LOGISTIC)
+    return {**scores, "settings": {**about, "linear_svm": SVM, "boosted_trees": BOOSTING}}
 
 
 def table(scores):
     """Scores as text, one per line."""
-    lines = []
-    for name, value in scores.items():
-        if name not in ("latents", "settings"):
-            text = "not computed" if value is None else f"{value:.3f}" if isinstance(value, float) else value
-            lines.append(f"{name:22}{text}{' nats' if name == 'total_correlation' else ''}")
-    return "\n".join(lines)
+    numbers = {name: value for name, value in scores.items() if isinstance(value, (int, float))}
+    digits = {name: f"{value:.3f}" if isinstance(value, float) else value for name, value in numbers.items()}
+    units = {"total_correlation": " nats"}
+    return "\n".join(f"{name:22}{text}{units.get(name, '')}" for name, text in digits.items())

@@ -1,7 +1,8 @@
 """The boosted trees of scikit-learn's GradientBoostingClassifier, equal up to ties, in a fraction of the time.
 
-scikit-learn sorts each feature again at each node, which takes most of its time when 10,000 codes are all different. Here
-each feature is sorted once, and the order is handed down the tree. Histograms would be faster still, but another model.
+scikit-learn sorts each feature again at each node; here each is sorted once, and the order is handed down the tree. DCI
+on dSprites grows 11,300 trees, of 10,000 codes each: five minutes of a core with scikit-learn, one and a half here, of the
+two minutes that --metrics full may take. Histograms would be faster still, but are another model, without importances.
 """
 
 import numpy as np
@@ -83,9 +84,8 @@ def best_split(x, order, gradient, rng):
         return feature, gain[feature].argmax()
 
     feature, last = highest()
-    if not differ(
-        x[feature, order[feature, last : last + 2]]
-    ):  # rare: consider only places where values differ
+    # rare: the best place lies between equal values, so consider only places where they differ
+    if not differ(x[feature, order[feature, last : last + 2]]):
         gain[~differ(np.take_along_axis(x, order, axis=1))] = -1
         feature, last = highest()
     return (feature, last, gain[feature, last]) if gain[feature, last] >= 0 else None

@@ -16,14 +16,15 @@ from viz import figures
 
 def read_run(folder, to_recon):
     """KL and reconstruction loss of each row of a run's log whose loss is at most to_recon nats, and its last iteration."""
-    log = read_log(Path(folder) / "log.csv")
+    log = read_log(folder / "log.csv")
     if not {"iter", "recon_loss", "total_kld"} <= log.keys():
         raise UserError(f"{folder}/log.csv is not of a run: it has no iter, recon_loss and total_kld")
-    rows = [i for i, recon in enumerate(log["recon_loss"]) if recon <= to_recon]
+    columns = zip(log["total_kld"], log["recon_loss"], log["iter"])
+    rows = [(kl, recon, iteration) for kl, recon, iteration in columns if recon <= to_recon]
     if not rows:
         raise UserError(f"{folder} has no row of at most {to_recon:g} nats")
-    kl, recon = ([log[name][i] for i in rows] for name in ("total_kld", "recon_loss"))
-    return kl, recon, log["iter"][rows[-1]]
+    kl, recon, iterations = zip(*rows)
+    return kl, recon, iterations[-1]
 
 
 def point(text):
@@ -34,30 +35,29 @@ def point(text):
 
 def compare(folders, labels, results, to_recon, out):
     """Writes the picture of the runs in folders, each with a log.csv, and of known results to the file out."""
-    if Path(out).suffix not in (".png", ".pdf", ".svg"):
-        raise UserError(f"--out must end in .png, .pdf or .svg, not {out}")
-    labels = labels or [Path(folder).name for folder in folders]
-    if len(labels) != len(folders):
-        raise UserError(f"--labels must name each of the {len(folders)} runs, not {len(labels)}")
     runs = {}
-    for folder, label in zip(folders, labels):
+    for folder, label in zip(folders, labels or [folder.name for folder in folders]):
         kl, recon, iteration = read_run(folder, to_recon)
         runs[f"{label}: {recon[-1]:.1f} nats after {iteration:,.0f}"] = kl, recon
-    Path(out).parent.mkdir(parents=True, exist_ok=True)
-    figures.rate_distortion(runs, dict(results), Path(out))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    figures.rate_distortion(runs, dict(results), out)
 
 
-def main():
+def main(argv=None):
     parser = Parser(prog="compare.py", description=__doc__.split("\n")[0])
+    # fmt: off
     add = parser.add_argument
-    add("folders", nargs="+", help="folders of runs, in each a log.csv")
+    add("folders", nargs="+", type=Path, help="folders of runs, in each a log.csv")
     add("--labels", nargs="+", help="their names in the picture; default: names of the folders")
-    add(
-        "--results", nargs="+", type=point, default=[], help="known results as points, name:KL:reconstruction"
-    )
+    add("--results", nargs="+", type=point, default=[], help="known results as points, name:KL:reconstruction")
     add("--to_recon", type=float, default=float("inf"), help="highest reconstruction loss to draw, nats")
-    add("--out", default="outputs/compare.png", help="file of the picture")
-    args = parser.parse_args()
+    add("--out", type=Path, default="outputs/compare.png", help="file of the picture")
+    # fmt: on
+    args = parser.parse_args(argv)
+    if args.labels and len(args.labels) != len(args.folders):
+        parser.error(f"--labels must name each of the {len(args.folders)} runs, not {len(args.labels)}")
+    if args.out.suffix not in (".png", ".pdf", ".svg"):
+        parser.error(f"--out must end in .png, .pdf or .svg, not {args.out}")
     return run_cli("compare.py", "interrupted", lambda: compare(**vars(args)))
 
 

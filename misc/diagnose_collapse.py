@@ -12,10 +12,10 @@ import sys
 
 import torch
 
-from main import parse
+from main import parse, positive
 from objectives import capacity, capacity_penalty, kl_divergence, reconstruction_loss
 from solver import Solver
-from utils import Parser, UserError, count, epoch_order, progress, run_cli
+from utils import Parser, UserError, epoch_order, progress, run_cli
 
 
 def square(gradients):
@@ -65,6 +65,7 @@ def dead_units(layers, x):
 
 
 def diagnose(checkpoint, batches, dset_dir):
+    """Prints all figures of a checkpoint."""
     flags = ["--train=False", "--viz_on=False", "--cuda=False"]
     solver = Solver(parse([*flags, f"--ckpt_name={checkpoint}", f"--dset_dir={dset_dir}"]))
     if solver.args.objective != "B" or solver.args.dataset != "dsprites":
@@ -75,10 +76,8 @@ def diagnose(checkpoint, batches, dset_dir):
         f"KL - C {distances.mean():.4f} ± {distances.std():.4f} nats"
     )
     for delta, values in slopes.items():
-        slope = f"{values.mean():.1f} ± {values.std():.1f}"
-        print(
-            f"--delta {delta}: slope {slope}; gradient {ratios[delta]:.2f} times that of the reconstruction"
-        )
+        slope, ratio = f"{values.mean():.1f} ± {values.std():.1f}", f"{ratios[delta]:.2f}"
+        print(f"--delta {delta}: slope {slope}; gradient {ratio} times that of the reconstruction")
     with torch.no_grad():
         images = solver.data.batch(torch.linspace(0, len(solver.data) - 1, 1000).long())
         mu, _ = solver.net.encode(images)
@@ -89,11 +88,9 @@ def diagnose(checkpoint, batches, dset_dir):
 def main(argv=None):
     parser = Parser(prog="diagnose_collapse.py", description=__doc__.split("\n")[0])
     parser.add_argument("checkpoint", help="file of a run with --objective B on dSprites")
-    parser.add_argument("--batches", type=count, default=100, help="number of batches to average over")
+    parser.add_argument("--batches", type=positive, default=100, help="number of batches to average over")
     parser.add_argument("--dset_dir", default="data", help="folder of the data sets")
     args = parser.parse_args(argv)
-    if args.batches < 1:
-        parser.error("--batches must be at least 1")
     return run_cli("diagnose_collapse.py", "interrupted", lambda: diagnose(**vars(args)))
 
 

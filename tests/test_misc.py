@@ -1,7 +1,5 @@
 """The scripts of the experiments in misc/."""
 
-import sys
-
 import pytest
 
 from helpers import ROOT
@@ -25,25 +23,27 @@ def test_a_checkpoint_of_another_objective_is_one_line(dset_dir, capsys):
     assert "is not of a run with --objective B on dSprites" in capsys.readouterr().err
 
 
-def test_runs_are_compared_in_one_picture(tmp_path, monkeypatch, capsys):
-    def status(*flags):
-        out = tmp_path / "new" / "compare.png"
-        monkeypatch.setattr(sys, "argv", ["compare.py", "--out", str(out), *map(str, flags)])
-        return compare.main()
+RUNS = [str(ROOT / "misc" / "runs" / name) for name in ("dsprites_B", "dsprites_B_start10")]
 
-    runs = [ROOT / "misc" / "runs" / name for name in ("dsprites_B", "dsprites_B_start10")]
-    assert status(*runs) == 0 and (tmp_path / "new" / "compare.png").stat().st_size > 10_000
+
+def test_a_run_is_read_from_its_first_row_below_a_loss_to_its_last():
+    kl, recon, iteration = compare.read_run(ROOT / "misc" / "runs" / "dsprites_B", 100)
+    assert max(recon) <= 100 and (round(recon[-1], 1), round(kl[-1], 1), iteration) == (40.9, 15.9, 60_000)
+
+
+def test_runs_are_compared_in_one_picture(tmp_path):
+    assert compare.main([*RUNS, "--out", str(tmp_path / "new" / "compare.png")]) == 0
+    assert (tmp_path / "new" / "compare.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("flags", ["--labels one", "--to_recon 1", "--out picture", "none", "other"])
+def test_what_cannot_be_compared_is_one_line(tmp_path, monkeypatch, capsys, flags):
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "log.csv").write_text("iter,loss\n1,2\n")
-    wrongs = [
-        [tmp_path / "other"],
-        [tmp_path],
-        [*runs, "--labels", "one"],
-        [*runs, "--to_recon", "1"],
-        [*runs, "--out", "picture"],
-    ]
-    capsys.readouterr()
-    for wrong in wrongs:
-        assert status(*wrong) == 1
-        error = capsys.readouterr().err
-        assert error.startswith("compare.py: ") and error.count("\n") == 1
+    try:
+        status = compare.main([*(RUNS if "--" in flags else []), *flags.split()])
+    except SystemExit as end:
+        status = end.code
+    error = capsys.readouterr().err
+    assert status in (1, 2) and error.startswith("compare.py: ") and error.count("\n") == 1
