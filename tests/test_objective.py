@@ -1,7 +1,8 @@
-"""The losses against torch.distributions and the papers' words, and as functions of each flag."""
+"""The losses against torch.distributions and the papers' words, as functions of each flag; and the steps that take them."""
 
 import copy
 import math
+from functools import wraps
 from types import SimpleNamespace
 
 import pytest
@@ -10,40 +11,11 @@ from torch.distributions import Bernoulli, Normal
 from torch.distributions import kl_divergence as torch_kl
 
 import objectives
-from objectives import (
-    capacity,
-    capacity_penalty,
-    kl_divergence,
-    learning_rate,
-    reconstruction_loss,
-    total_correlation,
-)
+import training.settings
+from objectives import capacity, capacity_penalty, reconstruction_loss, total_correlation
 from solver import Solver
 from training.log import read_log
 from utils import epoch_order, stream_seed
-
-
-def test_bernoulli_loss_is_the_negative_log_likelihood_in_nats_an_image():
-    x, logits = torch.rand(5, 3, 8, 8).round(), torch.randn(5, 3, 8, 8)
-    expected = -Bernoulli(logits=logits).log_prob(x).sum() / 5
-    torch.testing.assert_close(reconstruction_loss(x, logits, "bernoulli"), expected)
-
-
-def test_gaussian_loss_is_that_of_variance_one_half_without_its_constant():
-    x, logits = torch.rand(5, 3, 8, 8), torch.randn(5, 3, 8, 8)
-    log_prob = Normal(torch.sigmoid(logits), math.sqrt(0.5)).log_prob(x).sum() / 5
-    constant = 3 * 64 * 0.5 * math.log(math.pi)
-    torch.testing.assert_close(reconstruction_loss(x, logits, "gaussian"), -log_prob - constant)
-
-
-def test_kl_is_that_of_torch_distributions():
-    mu, logvar = torch.randn(7, 4), torch.randn(7, 4)
-    expected = torch_kl(Normal(mu, (0.5 * logvar).exp()), Normal(0, 1)).mean(dim=0)
-    total, latents, mean = kl_divergence(mu, logvar)
-    torch.testing.assert_close(latents, expected)
-    torch.testing.assert_close(total, expected.sum())
-    torch.testing.assert_close(mean, expected.mean())
-    assert all(t.abs().max() == 0 for t in kl_divergence(torch.zeros(3, 2), torch.zeros(3, 2)))
 
 
 def test_the_smoothed_penalty_is_flat_at_C_and_as_steep_as_the_papers_far_from_it():
@@ -55,19 +27,26 @@ def test_the_smoothed_penalty_is_flat_at_C_and_as_steep_as_the_papers_far_from_i
     assert capacity_penalty(kld, C=5).tolist() == pytest.approx([0, 0.001, 0.001, 25, 5], rel=1e-3)
 
 
-def test_capacity_rises_in_a_straight_line_and_stays():
+def test_capacity_goes_in_a_straight_line_and_stays():
     steps = (0, 1, 50_000, 100_000, 100_001, 2**40)
     assert [capacity(step, 25.0, 100_000) for step in steps] == [0, 0.00025, 12.5, 25, 25, 25]
-    assert [capacity(step, 25.0, 100_000, C_start=10.0) for step in steps] == [10, 10.00015, 17.5, 25, 25, 25]
     assert [capacity(step, 5.0, 100_000, C_start=10.0) for step in steps] == [10, 9.99995, 7.5, 5, 5, 5]
+
+
+def test_total_correlation_is_zero_where_posteriors_are_the_prior_and_high_where_latents_are_copies():
+    spread, narrow = torch.linspace(-2, 2, 64)[:, None], torch.full((64, 2), -4.0)
+    alone, copies, prior = torch.cat([spread, 0 * spread], 1), spread.expand(64, 2), torch.zeros(64, 2)
+    assert total_correlation(copies, prior, prior).abs() < 1e-5
+    assert total_correlation(alone, alone, narrow).abs() < 1e-5
+    assert total_correlation(copies, copies, narrow) > 1
 
 
 # The loss of a step as a function of each flag.
 
 
-def step_loss(runs, *flags, step=50):
+def step_loss(runs, flags, step=50):
     """The loss of a step at fresh weights and what it logs; and by hand: reconstruction losses, KL, total correlation."""
-    solver = runs.solver("step", "--save_output False --batch_size 4 --C_stop_iter 100", *flags)
+    solver = runs.solver("step", "--save_output False --batch_size 4 --C_stop_iter 100", flags)
     solver.iter, objective, seen = step, solver.objective, SimpleNamespace()
 
     def watched(x, x_recon, mu, logvar, z, step):
@@ -79,107 +58,77 @@ def step_loss(runs, *flags, step=50):
         solver.net.encoder[-1].weight[:10] *= 8  # apart, or the total correlation would hardly count
         loss, seen.terms = solver.compute_loss(solver.data.batch(torch.arange(4) * 100_000))
     solver.folder.release()
-    q = Normal(seen.mu, (seen.logvar / 2).exp())
-    seen.loss, seen.kl = loss.item(), torch_kl(q, Normal(0, 1)).sum(dim=1).mean().item()
+    seen.loss, seen.kld = loss.item(), torch_kl(q(seen.mu, seen.logvar), Normal(0, 1)).mean(dim=0)
+    seen.kl = seen.kld.sum().item()
     seen.bernoulli = -Bernoulli(logits=seen.x_recon).log_prob(seen.x).sum().item() / 4
     seen.gaussian = (torch.sigmoid(seen.x_recon) - seen.x).square().sum().item() / 4
-    log_q = Normal(seen.mu[None], (seen.logvar[None] / 2).exp()).log_prob(
-        seen.z[:, None]
-    )  # B of z, B of q, z_dim
+    log_q = q(seen.mu[None], seen.logvar[None]).log_prob(seen.z[:, None])  # B of z, B of q, z_dim
     mixture = log_q.sum(dim=2).exp().mean(dim=1).log()
     seen.tc = (mixture - log_q.exp().mean(dim=1).log().sum(dim=1)).mean().item()
     return seen
 
 
-@pytest.mark.parametrize("beta, dist", [(4.0, "bernoulli"), (0.0, "bernoulli"), (4.0, "gaussian")])
-def test_objective_H_is_reconstruction_plus_beta_KL(runs, beta, dist):
-    step = step_loss(runs, "--objective H --dist", dist, "--beta", beta)
-    assert step.loss == pytest.approx(vars(step)[dist] + beta * step.kl, rel=1e-5)
-    assert "C" not in step.terms
+def q(mu, logvar):
+    return Normal(mu, (logvar / 2).exp())
 
 
-@pytest.mark.parametrize(
-    "flags, C, gamma, delta",
-    [
-        ("--gamma 1000 --C_max 25", 12.5, 1000, 0),
-        ("--gamma 10 --C_max 25 --C_start 5", 15, 10, 0),
-        ("--gamma 10 --C_max 25 --C_stop_iter 10", 25, 10, 0),
-        ("--gamma 10 --C_max 25 --delta 2 --dist gaussian", 12.5, 10, 2),
-    ],
-)
-def test_objective_B_is_reconstruction_plus_gamma_times_the_penalty_on_KL_minus_C(
-    runs, flags, C, gamma, delta
-):
-    step = step_loss(runs, flags)
-    recon = step.gaussian if "gaussian" in flags else step.bernoulli
-    penalty = math.sqrt((step.kl - C) ** 2 + delta**2) - delta
-    assert step.loss == pytest.approx(recon + gamma * penalty, rel=1e-5)
-    assert step.terms["C"] == C and step.terms["recon_loss"].item() == pytest.approx(recon, rel=1e-5)
-
-
-@pytest.mark.parametrize("beta", [1.0, 6.0])
-def test_objective_TC_is_reconstruction_plus_KL_plus_beta_minus_1_total_correlations(runs, beta):
-    step = step_loss(runs, "--objective TC --beta", beta)
-    assert step.tc > 0.5
-    assert step.loss == pytest.approx(step.bernoulli + step.kl + (beta - 1) * step.tc, rel=1e-5)
-
-
-def test_total_correlation_is_zero_where_posteriors_are_the_prior_and_high_where_latents_are_copies():
-    z = torch.randn(64, 1)
-    assert total_correlation(z.expand(64, 3), torch.zeros(64, 3), torch.zeros(64, 3)).abs() < 1e-5
-    spread, narrow = torch.linspace(-2, 2, 64)[:, None], torch.full((64, 2), -4.0)
-    alone, copies = torch.cat([spread, 0 * spread], 1), spread.expand(64, 2)
-    assert total_correlation(alone, alone, narrow).abs() < 1e-5
-    assert total_correlation(copies, copies, narrow) > 1
+def smoothed(distance, delta):
+    return math.sqrt(distance**2 + delta**2) - delta
 
 
 RESTART = "--objective restart --gamma 10 --restart_iter 20 --weak_iters 10 --rise_iters 40 --restart_beta 0.25 --beta 5"
+OTHERS = f"{RESTART} --dist gaussian --gamma 3 --C_max 8 --C_start 2 --delta 2"
 
 
-@pytest.mark.parametrize("step, weight", [(21, 0.25), (30, 0.25), (50, 2.625), (70, 5), (99, 5)])
-def test_after_its_restart_the_objective_is_TC_whose_weight_rises(runs, step, weight):
-    step = step_loss(runs, RESTART, step=step)
-    assert step.loss == pytest.approx(step.bernoulli + 0.25 * step.kl + (weight - 0.25) * step.tc, rel=1e-5)
-    assert step.tc > 0.5 and math.isnan(step.terms["C"])
+def restarted(weight):
+    """The loss after a restart, at which the weight of the total correlation has risen to this."""
+    return lambda s: s.bernoulli + 0.25 * s.kl + (weight - 0.25) * s.tc
 
 
-def test_up_to_its_restart_the_objective_is_B(runs):
-    step = step_loss(runs, RESTART, "--C_max 8", step=20)
-    assert step.loss == pytest.approx(step.bernoulli + 10 * abs(step.kl - 1.6), rel=1e-5)
-    assert step.terms["C"] == 1.6
+@pytest.mark.parametrize(
+    "flags, step, expected, C",
+    [
+        ("--objective H --beta 4", 50, lambda s: s.bernoulli + 4 * s.kl, None),
+        ("--objective H --beta 0", 50, lambda s: s.bernoulli, None),
+        ("--objective H --beta 3 --dist gaussian", 50, lambda s: s.gaussian + 3 * s.kl, None),
+        ("--gamma 1000 --C_max 25", 50, lambda s: s.bernoulli + 1000 * abs(s.kl - 12.5), 12.5),
+        ("--gamma 10 --C_max 25 --C_start 5", 50, lambda s: s.bernoulli + 10 * abs(s.kl - 15), 15),
+        ("--gamma 10 --C_max 25 --C_stop_iter 10", 50, lambda s: s.bernoulli + 10 * abs(s.kl - 25), 25),
+        ("--gamma 10 --delta 2 --dist gaussian", 50, lambda s: s.gaussian + 10 * smoothed(s.kl - 12.5, 2), 12.5),
+        ("--objective TC --beta 1", 50, lambda s: s.bernoulli + s.kl, None),
+        ("--objective TC --beta 6", 50, lambda s: s.bernoulli + s.kl + 5 * s.tc, None),
+        (f"{RESTART} --C_max 8", 20, lambda s: s.bernoulli + 10 * abs(s.kl - 1.6), 1.6),
+        (RESTART, 21, restarted(0.25), math.nan),
+        (RESTART, 30, restarted(0.25), math.nan),
+        (RESTART, 50, restarted(2.625), math.nan),
+        (RESTART, 70, restarted(5), math.nan),
+        (RESTART, 99, restarted(5), math.nan),
+        (OTHERS, 20, lambda s: s.gaussian + 3 * smoothed(s.kl - 3.2, 2), 3.2),
+        (OTHERS, 50, lambda s: s.gaussian + 0.25 * s.kl + 2.375 * s.tc, math.nan),
+    ],
+)  # fmt: skip
+def test_the_loss_is_that_of_the_papers_with_every_flag(runs, flags, step, expected, C):
+    seen = step_loss(runs, flags, step)
+    assert seen.tc > 0.5 and seen.loss == pytest.approx(expected(seen), rel=1e-5)
+    assert seen.terms.get("C") == (C if C is None else pytest.approx(C, nan_ok=True))
 
 
-def test_before_and_after_its_restart_the_objective_takes_the_distribution_and_every_flag(runs):
-    flags = f"{RESTART} --dist gaussian --gamma 3 --C_max 8 --C_start 2 --delta 2"
-    step = step_loss(runs, flags, step=20)
-    penalty = math.sqrt((step.kl - 3.2) ** 2 + 2**2) - 2
-    assert step.loss == pytest.approx(step.gaussian + 3 * penalty, rel=1e-5)
-    step = step_loss(runs, flags, step=50)
-    assert step.loss == pytest.approx(step.gaussian + 0.25 * step.kl + 2.375 * step.tc, rel=1e-5)
-
-
-def test_a_step_logs_mu_variance_and_KL_each_under_its_name(runs):
-    step = step_loss(runs)
-    torch.testing.assert_close(step.terms["mu"], step.mu.mean(dim=0))
-    torch.testing.assert_close(step.terms["var"], step.logvar.exp().mean(dim=0))
-    torch.testing.assert_close(step.terms["kld"], kl_divergence(step.mu, step.logvar)[1])
-    assert step.terms["total_kld"].item() == pytest.approx(step.kl, rel=1e-5)
-    assert step.terms["mean_kld"].item() == pytest.approx(step.kl / 10, rel=1e-5)
-    assert not torch.equal(step.z, step.mu)
+def test_a_step_logs_each_term_under_its_name(runs):
+    seen = step_loss(runs, "--dist gaussian")
+    scalars = {name: float(seen.terms[name]) for name in ("recon_loss", "total_kld", "mean_kld", "C")}
+    by_hand = dict(recon_loss=seen.gaussian, total_kld=seen.kl, mean_kld=seen.kl / 10, C=12.5)
+    assert scalars == pytest.approx(by_hand, rel=1e-5)
+    torch.testing.assert_close(seen.terms["mu"], seen.mu.mean(dim=0))
+    torch.testing.assert_close(seen.terms["var"], seen.logvar.exp().mean(dim=0))
+    torch.testing.assert_close(seen.terms["kld"], seen.kld)
 
 
 # Steps.
 
 
-def test_the_learning_rate_stays_then_falls_with_a_cosine_to_a_hundredth():
-    rates = [learning_rate(step, 2.0, 10, 30) for step in (1, 10, 20, 30, 99)]
-    assert rates == pytest.approx([2, 2, 1.01, 0.02, 0.02])
-    assert [learning_rate(step, 2.0, 0, 0) for step in (1, 10**6)] == [2, 2]
-
-
-def test_each_step_takes_the_learning_rate_of_its_iteration(runs):
+def test_each_step_takes_the_learning_rate_of_its_iteration_which_falls_with_a_cosine_to_a_hundredth(runs):
     solver = runs.solver("run", "--batch_size 2 --lr 1e-3 --lr_start_iter 10 --lr_stop_iter 30")
-    for step, rate in ((5, 1e-3), (20, 0.505e-3), (31, 1e-5)):
+    for step, rate in ((5, 1e-3), (10, 1e-3), (20, 0.505e-3), (30, 1e-5), (99, 1e-5)):
         solver.iter = step
         solver.training_step(solver.data.batch(torch.arange(2)))
         assert solver.optim.param_groups[0]["lr"] == pytest.approx(rate)
@@ -205,17 +154,8 @@ def test_a_restart_draws_the_encoder_and_what_inactive_latents_pass_through_anew
 
 def test_the_encoder_restarts_once_between_restart_iter_and_the_next_iteration(runs, monkeypatch):
     happened, restart, step = [], Solver.restart_encoder, Solver.training_step
-
-    def restarting(solver):
-        happened.append("restart")
-        restart(solver)
-
-    def stepping(solver, x):
-        happened.append(solver.iter)
-        step(solver, x)
-
-    monkeypatch.setattr(Solver, "restart_encoder", restarting)
-    monkeypatch.setattr(Solver, "training_step", stepping)
+    monkeypatch.setattr(Solver, "restart_encoder", lambda s: (happened.append("restart"), restart(s)))
+    monkeypatch.setattr(Solver, "training_step", lambda s, x: (happened.append(s.iter), step(s, x)))
     runs.run("run", "--objective restart --restart_iter 3 --max_iter 6 --save_output no")
     assert happened == [1, 2, 3, "restart", 4, 5, 6]
 
@@ -230,18 +170,19 @@ def test_three_steps_are_those_of_the_loop_that_people_write(runs):
         x = solver.data.batch(order[2 * step - 2 : 2 * step])
         mu, logvar = net.encode(x)
         z = mu + (logvar / 2).exp() * torch.randn(2, 10, generator=noise)
-        kl = torch_kl(Normal(mu, (logvar / 2).exp()), Normal(0, 1)).sum() / 2
+        kl = torch_kl(q(mu, logvar), Normal(0, 1)).sum() / 2
         loss = -Bernoulli(logits=net.decode(z)).log_prob(x).sum() / 2 + 10 * (kl - C).abs()
         adam.zero_grad()
         loss.backward()
         adam.step()
     for one, other in zip(solver.net.parameters(), net.parameters()):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
-    solver.iter = solver.batches + 1
-    assert torch.equal(solver.next_indices(), epoch_order(1, 1, len(solver.data))[:2])
 
 
-def test_the_last_partial_batch_of_an_epoch_is_left_out(runs):
+def test_each_epoch_is_a_permutation_of_its_own_whose_last_partial_batch_is_left_out(runs):
+    orders = [epoch_order(seed, epoch, 1000).tolist() for seed, epoch in ((1, 0), (1, 0), (1, 1), (2, 0))]
+    assert all(sorted(order) == list(range(1000)) for order in orders)  # image 0 too
+    assert orders[0] == orders[1] and orders[0] not in orders[2:]
     solver = runs.solver("run", "--batch_size 500000")
     solver.iter = 2
     assert torch.equal(solver.next_indices(), epoch_order(1, 1, len(solver.data))[:500_000])
@@ -257,11 +198,14 @@ def test_weights_order_of_the_images_and_noise_each_follow_the_seed(runs):
     assert not any(map(torch.equal, drawn[0], drawn[2]))
 
 
-@pytest.mark.parametrize("flag, value", [("lr", 0.25), ("beta1", 0.5), ("beta2", 0.75)])
-def test_the_optimiser_takes_each_of_its_flags(runs, flag, value):
-    group = runs.solver("optim", f"--{flag} {value}").optim.param_groups[0]
-    assert {"lr": group["lr"], "beta1": group["betas"][0], "beta2": group["betas"][1]}[flag] == value
-    assert isinstance(runs.solver("other", "--optimizer adagrad").optim, torch.optim.Adagrad)
+def test_the_optimiser_takes_each_of_its_flags(runs):
+    group = runs.solver("adam", "--lr 0.25 --beta1 0.5 --beta2 0.75").optim.param_groups[0]
+    assert (group["lr"], *group["betas"]) == (0.25, 0.5, 0.75)
+    adagrad = runs.solver("adagrad", "--optimizer adagrad --lr 0.25").optim
+    assert isinstance(adagrad, torch.optim.Adagrad) and adagrad.param_groups[0]["lr"] == 0.25
+
+
+# Objectives of one's own.
 
 
 def test_an_objective_that_is_added_to_the_table_trains_logs_its_terms_and_resumes(runs, monkeypatch):
@@ -271,12 +215,10 @@ def test_an_objective_that_is_added_to_the_table_trains_logs_its_terms_and_resum
         return recon_loss + gamma * norm, {"recon_loss": recon_loss, "norm": norm, "z": z.mean(dim=0)}
 
     monkeypatch.setitem(objectives.OBJECTIVES, "L2", objective_L2)
-    import training.settings
-
     monkeypatch.setitem(training.settings.FLAGS_OF, "L2", objectives.flags_of(objective_L2))
     monkeypatch.setitem(training.settings.CHOICES, "objective", list(objectives.OBJECTIVES))
-    runs.run("run", "--objective L2 --gamma 3 --save_output no --max_iter 12")
-    runs.run("run", "--objective L2 --gamma 3 --save_output no --max_iter 20")
+    for max_iter in (12, 20):
+        runs.run("run", f"--objective L2 --gamma 3 --save_output no --max_iter {max_iter}")
     log = read_log(runs.outputs("run") / "log.csv")
     assert list(log)[:4] == ["iter", "recon_loss", "norm", "z_0"] and len(log["norm"]) == 4
     assert "gamma 3.0 (now 4.0)" in runs.refused("run", "--objective L2 --gamma 4")
@@ -288,11 +230,9 @@ def test_a_checkpoint_that_logged_other_terms_goes_on_and_the_log_has_the_new_co
     flags = "--save_output no --gather_step 15 --max_iter 30"  # the checkpoint of 20 is amid a window
     B = objectives.objective_B
 
-    def objective(x, x_recon, mu, logvar, z, step, *, dist, gamma, C_start, C_max, C_stop_iter, delta):
-        flags = dict(
-            dist=dist, gamma=gamma, C_start=C_start, C_max=C_max, C_stop_iter=C_stop_iter, delta=delta
-        )
-        loss, terms = B(x, x_recon, mu, logvar, z, step, **flags)
+    @wraps(B)
+    def objective(*batch, **flags):
+        loss, terms = B(*batch, **flags)
         return loss, {"extra": loss, **terms} if new else {k: v for k, v in terms.items() if k != "C"}
 
     runs.run("run", flags)
@@ -305,11 +245,3 @@ def test_a_checkpoint_that_logged_other_terms_goes_on_and_the_log_has_the_new_co
     if new:
         assert math.isnan(log["extra"][0]) and log["extra"][1] > 0
         assert log["C"][1] == pytest.approx(25e-5 * 25.5, rel=1e-4)  # of 21 to 30
-
-
-def test_each_epoch_is_a_permutation_of_its_own():
-    first = epoch_order(1, 0, 1000)
-    assert sorted(first.tolist()) == list(range(1000))  # image 0 too
-    assert torch.equal(first, epoch_order(1, 0, 1000))
-    assert not torch.equal(first, epoch_order(1, 1, 1000))
-    assert not torch.equal(first, epoch_order(2, 0, 1000))
