@@ -21,8 +21,8 @@ from utils import UserError
 pytestmark = pytest.mark.usefixtures("thumbnails")
 
 
-class Squares:
-    """A bright square whose place and size are known, (4, 5, 6) values: 120 images of 64x64."""
+class Grid:
+    """120 images of 64x64: three stripes, as bright as a tenth of size, x and y, which have 4, 5 and 6 values."""
 
     channels, distribution = 1, "bernoulli"
     factor_names, factor_sizes = ("size", "x", "y"), (4, 5, 6)
@@ -33,13 +33,12 @@ class Squares:
 
     def batch(self, indices):
         images = torch.zeros(len(indices), 1, 64, 64)
-        for image, index in zip(images, indices):
-            size, x, y = np.unravel_index(int(index), (4, 5, 6))
-            image[0, 8 * y : 8 * y + 4 + 4 * size, 8 * x : 8 * x + 4 + 4 * size] = 1
+        values = torch.tensor(np.transpose(np.unravel_index(np.asarray(indices), (4, 5, 6))))  # B, 3
+        images[:, 0, :60] = values.repeat_interleave(20, dim=1)[..., None] / 10
         return images
 
 
-class Unknown(Squares):
+class Unknown(Grid):
     factor_names = factor_sizes = None
     seed_images = {}
 
@@ -48,9 +47,7 @@ class Oracle(torch.nn.Module):
     """Latent 0 holds x, latent 1 size and a trace of y, latent 2 is dead; it decodes to a grey of the value of z_0."""
 
     def encode(self, x):
-        rows, columns = x[:, 0].amax(dim=2), x[:, 0].amax(dim=1)  # B, 64
-        size = (rows.sum(dim=1) - 4) / 4
-        left, top = columns.argmax(dim=1) / 8, rows.argmax(dim=1) / 8
+        size, left, top = 10 * x[:, 0, :60:20, 0].T  # B
         mu = torch.stack([left - 2, size - 1.5 + 0.05 * top, 1e-4 * top], dim=1)
         return mu, torch.tensor([-4.0, -4.0, 0.0]).expand_as(mu)
 
@@ -60,7 +57,7 @@ class Oracle(torch.nn.Module):
 
 @pytest.fixture
 def oracle():
-    return Evaluator(Oracle(), Squares())
+    return Evaluator(Oracle(), Grid())
 
 
 @pytest.fixture
@@ -85,7 +82,7 @@ def test_the_same_images_name_latents_at_each_level_and_seed_and_dead_latents_ha
     oracle, tmp_path, quick
 ):
     full, fast = (oracle.score(level, tmp_path / level, draw=False) for level in ("full", "fast"))
-    again = Evaluator(Oracle(), Squares(), seed=7).score("fast", tmp_path / "again", draw=False)
+    again = Evaluator(Oracle(), Grid(), seed=7).score("fast", tmp_path / "again", draw=False)
     assert full["latents"] == fast["latents"] == again["latents"]
     assert [latent["top_factor"] for latent in full["latents"]] == ["x", "size", None]
     kl, information = oracle.quick_information()
@@ -102,7 +99,7 @@ def test_pictures_are_the_same_for_a_seed_and_use_no_global_random_numbers(tmp_p
     net, before = BetaVAE_B(), torch.get_rng_state()
     numpy_before = np.random.get_state()[1].tolist()
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        Evaluator(net, Squares(), seed).draw(tmp_path / name)
+        Evaluator(net, Grid(), seed).draw(tmp_path / name)
     assert torch.equal(before, torch.get_rng_state()) and numpy_before == np.random.get_state()[1].tolist()
     a, b, c = ({path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in "abc")
     assert a.keys() == {"factors.png", "reconstruction.png", "traverse.gif", "traverse.png"}
@@ -119,7 +116,7 @@ def drawn(monkeypatch):
 
 
 def test_all_seeds_are_traversed_from_their_means_in_one_picture(drawn, tmp_path):
-    data = Squares()
+    data = Grid()
     top_factor = Evaluator(Oracle(), data).draw(tmp_path, kld=[3.0, 0.0, 2.0])  # given, not measured
     images, seeds, kld, named, path = drawn["traversals"]
     assert path.name == "traverse.png" and drawn["animation"][-1].name == "traverse.gif"
@@ -149,12 +146,12 @@ def test_data_without_factors_are_drawn_from_an_image_and_a_random_code_and_not_
 def test_codes_are_written_in_order_with_the_factors_of_each_image(oracle, tmp_path):
     oracle.encode(tmp_path / "codes.npz")
     codes = np.load(tmp_path / "codes.npz")
-    mu, logvar = Oracle().encode(Squares().batch(torch.arange(120)))
+    mu, logvar = Oracle().encode(Grid().batch(torch.arange(120)))
     assert np.array_equal(codes["mu"], mu) and np.array_equal(codes["logvar"], logvar)
     assert codes["mu"].dtype == codes["logvar"].dtype == np.float32
     assert np.array_equal(np.ravel_multi_index(codes["factors"].T, (4, 5, 6)), np.arange(120))
     assert codes["factor_names"].tolist() == ["size", "x", "y"]
-    some, _ = metrics.encode_all(Oracle(), Squares(), np.array([50, *range(20)]), batch_size=16)
+    some, _ = metrics.encode_all(Oracle(), Grid(), np.array([50, *range(20)]), batch_size=16)
     assert torch.equal(some, mu[[50, *range(20)]])
     Evaluator(Oracle(), Unknown()).encode(tmp_path / "codes.npz")
     assert sorted(np.load(tmp_path / "codes.npz")) == ["logvar", "mu"]
@@ -178,11 +175,11 @@ def test_an_image_that_cannot_be_read_is_named_and_nothing_is_written(oracle, tm
 
 
 def test_the_page_starts_from_the_seeds_and_eight_more_images_with_the_names_of_latents(tmp_path):
-    evaluator = Evaluator(BetaVAE_B(), Squares())
+    evaluator = Evaluator(BetaVAE_B(), Grid())
     evaluator.write_page(tmp_path / "explore.html", "a title")
     page = json.loads(re.search(r'\{"title": .*\}', (tmp_path / "explore.html").read_text())[0])
     assert page["title"] == "a title" and len(page["seeds"]) == 10
-    mu, _ = evaluator.net.encode(Squares().batch(torch.tensor([0, 119])))
+    mu, _ = evaluator.net.encode(Grid().batch(torch.tensor([0, 119])))
     assert torch.allclose(torch.tensor([seed["mu"] for seed in page["seeds"][:2]]), mu, atol=1e-5)
     assert any(re.fullmatch(r"(size|x|y) \d+ %", name) for name in page["names"])
 

@@ -28,6 +28,19 @@ def without_code(path):
     return re.sub(r"```.*?```", "", read(path), flags=re.DOTALL)
 
 
+def tables(path):
+    """Rows of all tables of a text, as dicts {heading: cell}, cells without their code quotes."""
+    header = None
+    for line in read(path).splitlines():
+        cells = [cell.strip().strip("`").strip() for cell in re.split(r"(?<!\\)\|", line.strip())[1:-1]]
+        if not cells:
+            header = None
+        elif header is None:
+            header = cells
+        elif not re.fullmatch(r"[-: ]*", "".join(cells)):
+            yield dict(zip(header, cells))
+
+
 # Commands.
 
 
@@ -40,6 +53,10 @@ def commands():
             for part in line.split(" && "):
                 if re.match(r"(PROGRAM=\S+ )?(sh run_|python |\.venv/bin/python )", part):
                     yield path.name, part
+        for row in tables(path):
+            if "flags added" in row:  # to the papers' command
+                flags = re.match(r"[^`,;]*", row["flags added"])[0]
+                yield path.name, f"python main.py --objective B --model B {flags}"
 
 
 def split_command(command):
@@ -85,14 +102,13 @@ def test_every_command_parses(file, command, monkeypatch):
 
 def test_the_papers_settings_are_one_command_each():
     burgess = next(command for _, command in commands() if "--objective B" in command and "C_stop" in command)
-    args = main.parse(split_command(burgess)[1])
-    assert (args.objective, args.model, args.gamma, args.delta) == ("B", "B", 1000, 0)
-    assert (args.C_start, args.C_max, args.C_stop_iter, args.max_iter) == (0, 25, 10**5, 10**6)
-    assert (args.optimizer, args.lr, args.beta1, args.beta2) == ("adam", 5e-4, 0.9, 0.999)
-    assert (args.dataset, args.batch_size, args.z_dim) == ("dsprites", 64, 10)
-    args = main.parse(split_command("sh run_dsprites_H.sh")[1])
-    assert (args.objective, args.model, args.beta, args.optimizer, args.lr) == ("H", "FC", 4, "adagrad", 1e-2)
-    assert (args.dataset, args.z_dim, args.viz_name) == ("dsprites", 10, "dsprites_H")
+    both = dict(dataset="dsprites", z_dim=10, batch_size=64)
+    B = dict(objective="B", model="B", gamma=1000, C_start=0, C_max=25, C_stop_iter=10**5, delta=0)
+    B |= dict(optimizer="adam", lr=5e-4, beta1=0.9, beta2=0.999, max_iter=10**6)
+    H = dict(objective="H", model="FC", beta=4, optimizer="adagrad", lr=1e-2, viz_name="dsprites_H")
+    for command, settings in ((burgess, B | both), ("sh run_dsprites_H.sh", H | both)):
+        flags = vars(main.parse(split_command(command)[1]))
+        assert flags == flags | settings
 
 
 # Files and links.
@@ -125,20 +141,11 @@ def test_every_file_and_test_that_a_text_names_is_there(path):
         assert f"def {name}(" in tests, name
 
 
+def test_the_readme_is_short():
+    assert README.stat().st_size <= 12_288 and len(README.read_text().splitlines()) <= 200
+
+
 # Numbers.
-
-
-def tables(path):
-    """Rows of all tables of a text, as dicts {heading: cell}, cells without their code quotes."""
-    header = None
-    for line in read(path).splitlines():
-        cells = [cell.strip().strip("`").strip() for cell in re.split(r"(?<!\\)\|", line.strip())[1:-1]]
-        if not cells:
-            header = None
-        elif header is None:
-            header = cells
-        elif not re.fullmatch(r"[-: ]*", "".join(cells)):
-            yield dict(zip(header, cells))
 
 
 def shown(scores):
@@ -207,14 +214,6 @@ def test_the_numbers_of_a_table_are_those_of_misc_runs(file, row, source):
 def test_the_tables_of_all_runs_are_there():
     mentioned = {list(row.values())[0] for file, row, _ in NUMBERS if file == "results.md"}
     assert mentioned == {*(path.name for path in RUNS.iterdir() if path.is_dir()), *TRIALS}
-
-
-def test_flags_that_a_table_adds_to_the_papers_command_parse():
-    rows = [row for row in tables(MISC / "results.md") if "flags added" in row]
-    assert len(rows) > 9
-    for row in rows:
-        flags = re.match(r"[^`,;]*", row["flags added"])[0]
-        main.parse(["--objective", "B", "--model", "B", *shlex.split(flags)])
 
 
 def test_the_numbers_of_the_readmes_results_stand_in_results_md():
