@@ -163,8 +163,8 @@ class Server:
         except requests.RequestException:
             raise UserError("no visdom server there: start `python -m viz.dashboard --server`") from None
         if not reply.ok:
-            # A wrong or missing VISDOM_PASSWORD, or a proxy: visdom's own page is tornado's.
-            raise UserError(f"HTTP {reply.status_code} from {reply.headers.get('Server', 'a proxy')}")
+            answer = f"HTTP {reply.status_code} from {reply.headers.get('Server', 'a proxy')}"
+            raise UserError(f"{answer}; visdom's own login takes VISDOM_USERNAME and VISDOM_PASSWORD")
         return reply.text
 
     def show(self, window):
