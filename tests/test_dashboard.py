@@ -204,6 +204,7 @@ def test_active_latents_are_drawn_by_kl_and_no_line_for_what_an_objective_does_n
     assert [line["name"] for line in windows["kld"]["data"]] == ["total", "z_2", "z_0"]
     assert [line["y"] for line in windows["var"]["data"]] == [log["var_2"], log["var_0"]]
     assert windows["mu"]["layout"]["xaxis"]["title"].endswith("1 inactive latent not shown")
+    assert windows["kld"]["layout"]["yaxis"]["title"] == "nats per image"
 
 
 def test_scores_and_odd_texts_are_in_the_words_of_a_run(tmp_path):
