@@ -36,13 +36,8 @@ from training.settings import defining_flags, saved_flags
 from utils import Parser, UserError, progress, run_cli
 from viz import dashboard
 
-SINGLE = {
-    "train",
-    "ckpt_name",
-    "overwrite",
-    "image",
-    "encode",
-}  # flags of main.py that only a single run takes
+# Flags of main.py that only a single run takes
+SINGLE = {"train", "ckpt_name", "overwrite", "image", "encode"}
 RETRIES = 3  # of a run whose worker or main.py was killed
 POLL = 0.5  # seconds between looks at processes and logs
 TIMEOUT = 30  # seconds in which a scheduler must answer
