@@ -36,13 +36,8 @@ from training.settings import defining_flags, saved_flags
 from utils import Parser, UserError, progress, run_cli
 from viz import dashboard
 
-SINGLE = (
-    "train",
-    "ckpt_name",
-    "overwrite",
-    "image",
-    "encode",
-)  # flags of main.py that only a single run takes
+# Flags of main.py that only a single run takes
+SINGLE = {"train", "ckpt_name", "overwrite", "image", "encode"}
 RETRIES = 3  # of a run whose worker or main.py was killed
 POLL = 0.5  # seconds between looks at processes and logs
 TIMEOUT = 30  # seconds in which a scheduler must answer
@@ -56,7 +51,7 @@ class Run(NamedTuple):
     args: argparse.Namespace  # the same, parsed
 
     @property
-    def outputs(self):
+    def folder(self):
         return Path(self.args.output_dir) / self.name
 
 
@@ -70,7 +65,7 @@ def make_parser():
     parser.add_argument("--scheduler", metavar="ADDRESS",
         help="dask scheduler whose workers train the runs, with the same code and folders; default: this machine trains")
     # fmt: on
-    for name in vars(program.make_parser().parse_args([])).keys() - {*SINGLE}:
+    for name in vars(program.make_parser().parse_args([])).keys() - SINGLE:
         parser.add_argument(f"--{name}", nargs="+", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     return parser
 
@@ -132,9 +127,10 @@ def train(flags, printed, parallel, root, cwd):
     task, client = worker.get_current_task(), get_client()
     threads = f"--threads={max(1, CPU_COUNT // parallel)}"  # flags may hold another one: the last counts
     n = torch.cuda.device_count()
-    gpus = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(n)))).split(",")
-    share = n > 1 and isinstance(worker.name, int)  # workers of one machine are numbered
-    gpu = {"CUDA_VISIBLE_DEVICES": gpus[worker.name % n]} if share else {}
+    gpu = {}
+    if n > 1 and isinstance(worker.name, int):  # workers of one machine are numbered, and take a GPU each
+        gpus = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(n)))).split(",")
+        gpu = {"CUDA_VISIBLE_DEVICES": gpus[worker.name % n]}
     code = f"import sys; sys.path[0] = {root!r}; import sweep; sweep.run_main({SAVING})"
     with (
         open(printed, "ab") as file,
@@ -188,8 +184,8 @@ def result(run):
         state = read_checkpoint(Path(run.args.ckpt_dir) / run.name / "last")
         same = defining_flags(saved_flags(state["arguments"])) == defining_flags(run.args)
         if same and state["iter"] >= run.args.max_iter:
-            numbers = study.read_numbers(run.outputs, run.args.metrics)
-    so_far = numbers or study.read_numbers(run.outputs) or {}
+            numbers = study.read_numbers(run.folder, run.args.metrics)
+    so_far = numbers or study.read_numbers(run.folder) or {}
     return study.Result(run.name, run.settings, bool(numbers), so_far)
 
 
@@ -230,7 +226,7 @@ class Sweep:
 
     def iterations(self):
         """Iterations of all runs so far."""
-        return sum(min(study.iterations(run.outputs), run.args.max_iter) for run in self.runs)
+        return sum(min(study.iterations(run.folder), run.args.max_iter) for run in self.runs)
 
     def train(self, client):
         """Train what is unfinished. A signal or an error ends it once the runs have saved."""
@@ -254,7 +250,7 @@ class Sweep:
             if client.status == "running":
                 client.cancel(list(tasks))
             end = time.monotonic() + SAVING
-            while any(lock_holder(run.outputs) for run in tasks.values()) and time.monotonic() < end:
+            while any(lock_holder(run.folder) for run in tasks.values()) and time.monotonic() < end:
                 time.sleep(POLL)
 
     def end(self, run, future):
@@ -264,9 +260,7 @@ class Sweep:
         last = future.result() if future.status == "finished" else future.exception()
         self.summarise()
         if self.results[run.name].finished:
-            numbers = self.results[run.name].numbers
-            losses = f"reconstruction {numbers['recon_loss']:.1f}, KL {numbers['total_kld']:.2f} nats"
-            tqdm.write(f"{run.name}: finished, {losses}")
+            tqdm.write(f"{run.name}: finished")
         else:
             tqdm.write(f"{run.name}: failed, {last}", file=sys.stderr)
 
@@ -293,7 +287,6 @@ def run_sweep(args, runs):
 
 
 def main(argv=None):
-    """Run the program; returns its exit status."""
     return run_cli("sweep.py", "stopped; the same command resumes it", partial(run_sweep, *parse(argv)))
 
 

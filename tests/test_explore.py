@@ -8,8 +8,7 @@ import torch
 from torch import nn
 
 from browser import chromium
-from conftest import ROOT
-from model import MODELS, BetaVAE_B, load_model
+from model import MODELS, BetaVAE_B
 from utils import UserError
 from viz import explore
 
@@ -28,12 +27,12 @@ MOVE = """const [values, done] = arguments;  // moves every slider as a hand doe
 })()"""
 
 
-def make_page(folder, model="B", channels=1, kld=KLD, names=NAMES, **options):
+def make_page(folder, model="B", channels=1, title="beta-VAE"):
     """A page of a new network, with three images to start from; returns its path, the network and their means."""
     torch.manual_seed(5)
-    net = MODELS[model](len(kld), channels).eval()
-    images, mu = torch.rand(3, channels, 64, 64), torch.randn(3, len(kld))
-    explore.write_page(folder / "explore.html", net, images, mu, kld, names, **options)
+    net = MODELS[model](10, channels).eval()
+    images, mu = torch.rand(3, channels, 64, 64), torch.randn(3, 10)
+    explore.write_page(folder / "explore.html", net, images, mu, KLD, NAMES, title)
     return folder / "explore.html", net, mu
 
 
@@ -66,19 +65,16 @@ def view(browser):
     from selenium.webdriver.support.ui import WebDriverWait
 
     def until(script):
-        WebDriverWait(browser, 20, poll_frequency=0.02).until(
-            lambda _: browser.execute_script("return " + script)
-        )
+        wait = WebDriverWait(browser, 20, poll_frequency=0.02)
+        wait.until(lambda _: browser.execute_script("return " + script))
 
-    def view(path, z=None):
-        browser.get("about:blank")
-        browser.get(path.as_uri() + ("" if z is None else "#" + ",".join(map(str, z))))
+    def view(path):
+        browser.get(path.as_uri())
         until("!frame")
         return browser
 
     view.until = until
     view.state = lambda: browser.execute_script("return z")
-    view.image = lambda: pixels(browser.execute_async_script(MOVE, [view.state()]))
     yield view
     assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []
     loaded = browser.execute_script("return performance.getEntriesByType('resource').map(e => e.name)")
@@ -92,7 +88,7 @@ def view(browser):
 @pytest.mark.parametrize("model, channels", [("B", 1), ("H", 3), ("FC", 1)])
 def test_canvas_shows_what_torch_decodes(tmp_path, view, model, channels):
     path, net, _ = make_page(tmp_path, model, channels)
-    z = np.random.default_rng(3).uniform(-3, 3, (10, 10)).round(2).astype("float32")
+    z = np.random.default_rng(3).uniform(-3, 3, (10, 10)).round(1).astype("float32")
     shown = pixels(view(path).execute_async_script(MOVE, z.tolist()))
     assert abs(shown - decoded(net, z)).max() < 2
     assert shown.std(axis=0).max() > 10  # ten different images
@@ -104,9 +100,8 @@ def test_canvas_shows_what_torch_decodes(tmp_path, view, model, channels):
 @pytest.mark.browser
 def test_latents_are_sorted_by_kl_and_named_and_inactive_ones_folded(tmp_path, view):
     page = view(make_page(tmp_path)[0])
-    texts = page.execute_script(
-        "return [...document.querySelectorAll('section > .row')].map(r => r.innerText)"
-    )
+    rows = "[...document.querySelectorAll('section > .row')]"
+    texts = page.execute_script(f"return {rows}.map(row => row.innerText)")
     names = [re.sub(r"\s", "", text)[:2] for text in texts]
     assert names == [f"z{j}" for j in (5, 6, 2, 4, 7, 0, 9, 8)]
     assert "posX 90 %" in texts[2] and "KL 2.25 nats" in texts[2]
@@ -127,39 +122,24 @@ def test_strip_traverses_the_latent_under_the_pointer_and_arrow_keys_move_it_by_
     strip = "return tiles.map(t => [...t.firstChild.getContext('2d').getImageData(0, 0, 64, 64).data])"
     assert abs(pixels(page.execute_script(strip)) - decoded(net, z)).max() < 2
     page.execute_script("tiles[5].click()")
-    slider = page.execute_script("return rows[7].slider")
-    slider.send_keys("\ue014\ue013\ue012")  # right, up, left
+    page.execute_script("return rows[7].slider").send_keys("\ue014\ue013\ue012")  # right, up, left
     assert view.state()[7] == pytest.approx(2.1)
-    page.execute_script("tiles[6].click()")
-    slider.send_keys("\ue014")
-    assert view.state()[7] == 3  # the end
 
 
-# Where to start from, and to come back to.
+# Where to start from.
 
 
 @pytest.mark.browser
-def test_image_reset_and_random_set_all_sliders_and_the_address_keeps_the_state(tmp_path, view):
+def test_image_reset_and_random_set_all_sliders(tmp_path, view):
     path, net, mu = make_page(tmp_path)
     page = view(path)
     assert view.state() == pytest.approx(mu[0].tolist(), abs=6e-4)  # opens with the first image
     page.execute_script("document.querySelectorAll('nav button:has(img)')[2].click()")
     assert view.state() == pytest.approx(mu[2].tolist(), abs=6e-4)
-    assert abs(view.image() - decoded(net, mu[2:])).max() < 2
     page.execute_script("find('#reset').click()")
     assert view.state() == [0] * 10
     drawn = page.execute_script("return Array.from({length: 300}, () => (find('#random').click(), z))")
     assert abs(np.mean(drawn)) < 0.1 and abs(np.std(drawn) - 1) < 0.1  # of 3,000 numbers: 5 sigma
-
-    z = view.state()
-    view.until(f"location.hash === {('#' + ','.join(f'{v:g}' for v in z))!r}")
-    page.refresh()
-    view.until("!frame")
-    assert view.state() == z
-    page.execute_script("location.hash = '1,0,0,0,0,0,0,0,0,-2.5'")  # pasted into the same page
-    view.until("z[9] === -2.5")
-    view(path, ["1", "x"])  # of another page
-    assert len(view.state()) == 10
 
 
 # The file.
@@ -171,17 +151,11 @@ def test_page_is_one_file_that_loads_nothing(tmp_path):
     assert not re.search(r"https?:|\bsrc=[\"'](?!data:)|@import|url\(|<link", text)
     assert text.count("</script>") == 2
     assert [entry.name for entry in tmp_path.iterdir()] == ["explore.html"]
-    assert path.stat().st_size < 1.5e6
+    assert path.stat().st_size < 1e6
 
 
 def stack(*layers):
     return nn.Sequential(nn.Linear(10, 4096), nn.Unflatten(1, (1, 64, 64)), *layers)
-
-
-def with_bias(value):
-    decoder = stack()
-    nn.init.constant_(decoder[0].bias, value)
-    return decoder
 
 
 @pytest.mark.parametrize(
@@ -189,12 +163,7 @@ def with_bias(value):
     [
         (stack(nn.LeakyReLU()), "LeakyReLU"),
         (stack(nn.Linear(64, 64)), "in_features=64, out_features=64"),  # of rows
-        (stack(nn.ConvTranspose2d(1, 1, 3, bias=False)), "bias=False"),
         (stack(nn.ConvTranspose2d(1, 1, 3, dilation=2)), "dilation"),
-        (stack(nn.ConvTranspose2d(2, 2, 3, groups=2)), "groups=2"),
-        (nn.ModuleList([nn.Linear(10, 4096)]), "ModuleList"),
-        (with_bias(70_000), "float16"),
-        (with_bias(float("nan")), "float16"),
     ],
 )
 def test_a_decoder_that_the_page_cannot_run_is_named_and_no_page_written(tmp_path, decoder, named):
@@ -203,25 +172,3 @@ def test_a_decoder_that_the_page_cannot_run_is_named_and_no_page_written(tmp_pat
     with pytest.raises(UserError, match=named):
         explore.write_page(tmp_path / "a.html", net, torch.rand(1, 1, 64, 64), torch.zeros(1, 10), KLD)
     assert not list(tmp_path.iterdir())
-
-
-# The command.
-
-
-@pytest.mark.slow
-@pytest.mark.browser
-def test_command_makes_the_page_of_the_shipped_weights(tmp_path, dset_dir, view):
-    out = tmp_path / "page.html"
-    flags = ["--ckpt", ROOT / "misc/dsprites_B.pt", "--dset_dir", dset_dir, "--out", out]
-    assert explore.main([str(flag) for flag in flags]) == 0
-    assert out.stat().st_size < 1.5e6
-    page = view(out)
-    assert page.execute_script("return seeds.length") == 11  # a square, an ellipse, a heart, eight at random
-    z = np.random.default_rng(3).normal(size=(10, 10)).clip(-3, 3).round(2).astype("float32")
-    shown = pixels(page.execute_async_script(MOVE, z.tolist()))
-    assert abs(shown - decoded(load_model(ROOT / "misc/dsprites_B.pt"), z)).max() < 2
-
-
-def test_command_says_in_a_line_what_is_missing(tmp_path, capsys):
-    assert explore.main(["--ckpt", str(tmp_path / "none.pt")]) == 1
-    assert re.fullmatch(r"explore\.py: .*none\.pt.*\n", capsys.readouterr().err)

@@ -89,20 +89,23 @@ def trainers(runs):
 # The grid.
 
 
-@pytest.mark.parametrize(
-    "flags, names",
-    [
-        (
-            "--seed 0-1 --beta 1,4 --max_iter 1e3",
-            ["s_beta=1_seed=0", "s_beta=4_seed=0", "s_beta=1_seed=1", "s_beta=4_seed=1"],
-        ),
-        ("--model H FC --lr 5E-4 --seed=7", ["s_model=H_seed=7", "s_model=FC_seed=7"]),
-        ("--seed=3,5-6,3", ["s_seed=3", "s_seed=5", "s_seed=6"]),
-        ("--dset_dir a,b/0-9 --output_dir 0-9", ["s_seed=1"]),  # folders are no lists
+GRID = {
+    "--seed 0-1 --beta 1,4 --max_iter 1e3": [
+        "beta=1_seed=0",
+        "beta=4_seed=0",
+        "beta=1_seed=1",
+        "beta=4_seed=1",
     ],
-)
-def test_the_grid_holds_every_combination_named_by_what_varies_as_typed(flags, names):
-    assert [run.name for run in sweep.parse(["--sweep_name", "s", *shlex.split(flags)])[1]] == names
+    "--model H FC --lr 5E-4 --seed=7": ["model=H_seed=7", "model=FC_seed=7"],
+    "--seed=3,5-6,3": ["seed=3", "seed=5", "seed=6"],
+    "--dset_dir a,b/0-9 --output_dir 0-9": ["seed=1"],  # folders are no lists
+}
+
+
+@pytest.mark.parametrize("flags", GRID)
+def test_the_grid_holds_every_combination_named_by_what_varies_as_typed(flags):
+    _, runs = sweep.parse(["--sweep_name", "s", *shlex.split(flags)])
+    assert [run.name for run in runs] == [f"s_{name}" for name in GRID[flags]]
 
 
 def test_a_run_script_takes_several_values_and_each_run_gets_its_own_and_the_constants_of_which_the_last_counts():
@@ -116,24 +119,21 @@ def test_a_run_script_takes_several_values_and_each_run_gets_its_own_and_the_con
     assert [run.args.viz_name for run in runs] == [run.name for run in runs]
 
 
-@pytest.mark.parametrize(
-    "flags",
-    [
-        "--sweep_name s --bta 1",
-        "--sweep_name s --beta 1,x",
-        "--sweep_name s --seed 9-0",
-        "--sweep_name s --model B,Q",
-        "--sweep_name s --train False",
-        "--sweep_name s --parallel 0",
-        "--sweep_name s --seed",
-        "--sweep_name s 5",
-        "--sweep_name ../s --seed 0,1",
-        "",
-    ],
-)
+WRONG = [
+    "--bta 1",
+    "--beta 1,x",
+    "--seed 9-0",
+    "--train False",
+    "--parallel 0",
+    "--sweep_name ../s",
+    "--sweep_name=",
+]
+
+
+@pytest.mark.parametrize("flags", WRONG)
 def test_wrong_flags_of_the_sweep_or_of_any_run_are_one_line(flags, capsys):
     with pytest.raises(SystemExit) as stop:
-        sweep.parse(shlex.split(flags))
+        sweep.parse(["--sweep_name", "s", *flags.split()])
     out, err = capsys.readouterr()
     assert stop.value.code == 2 and out == "" and err.count("\n") == 1
     assert err.startswith(("sweep.py: ", "main.py: "))
@@ -144,27 +144,23 @@ def test_wrong_flags_of_the_sweep_or_of_any_run_are_one_line(flags, capsys):
 
 def test_a_run_of_a_sweep_gives_the_bytes_of_main_alone(runs, call):
     out, err = call("--seed", "1", "2", "--parallel", 2)
-    assert out.count(": finished, ") == 2 and "2 of 2 runs" in err
+    assert out.count(": finished\n") == 2 and "2 of 2 runs" in err
     runs.run("alone", "--save_output no", "--seed", 2)
     assert_same_run(runs, "alone", "s_seed=2")
 
 
 def test_finished_runs_are_skipped_and_others_resume_and_all_are_on_the_dashboard(runs, call, monkeypatch):
-    shown = []
-    send = lambda board, windows: shown.extend(window["win"] for window in windows)  # noqa: E731
+    shown = set()
+    send = lambda board, windows: shown.update(window["win"] for window in windows)  # noqa: E731
     monkeypatch.setattr("viz.dashboard.Dashboard.send", send)
     flags = ["--save_output", "False", "--seed", 1]
     runs.run("s_gamma=1_seed=1", *flags, "--gamma", 1)
     runs.run("s_gamma=4_seed=1", *flags, "--gamma", 4, "--max_iter", 20)
-    assert "1 of 2 runs are finished already" in call("--gamma", "1,4").out
+    out = call("--gamma", "1,4", "--viz_on", "True").out
+    assert "1 of 2 runs are finished already" in out and "2 of 2 runs are finished: " in out
     assert printed(runs, "s_gamma=1_seed=1") == ""
-    before = printed(runs, "s_gamma=4_seed=1")
-    assert "resumed at iteration 20" in before
-    (runs.outputs("s") / "summary.csv").unlink()
-    assert "2 of 2 runs are finished: " in call("--gamma", "1,4", "--viz_on", "True").out
-    assert shown == ["summary", "table"]
-    assert printed(runs, "s_gamma=4_seed=1") == before  # nothing was started
-    assert (runs.outputs("s") / "summary.csv").exists()
+    assert "resumed at iteration 20" in printed(runs, "s_gamma=4_seed=1")
+    assert shown == {"summary", "table"} and (runs.outputs("s") / "summary.csv").exists()
 
 
 def test_a_run_is_finished_once_its_last_iteration_has_the_scores_asked_for(runs):
@@ -211,9 +207,6 @@ def test_runs_of_a_machine_share_its_cores_and_take_one_of_several_gpus_each(run
     call("--seed", "1", "2", "--parallel", 2, "--max_iter", 1)
     assert sorted(started) == ["4", "5"]
     assert "cpu, 3 threads" in printed(runs, "s_seed=1")
-    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
-    call("--seed", 3, "--max_iter", 1, "--threads", 2)
-    assert started[2:] == ["4,5"] and "cpu, 2 threads" in printed(runs, "s_seed=3")
 
 
 # Killed.
@@ -261,17 +254,14 @@ def cluster():
     """A scheduler and two workers in processes of their own, as "dask scheduler" and "dask worker" start them."""
 
     def dask(program, *flags):
-        command = [sys.executable, "-m", f"distributed.cli.dask_{program}", *flags]
-        processes.append(subprocess.Popen(command, stderr=subprocess.PIPE, text=True))
-        return processes[-1]
+        command = [sys.executable, "-m", f"distributed.cli.dask_{program}", "--no-dashboard", *flags]
+        return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
 
-    processes = []
-    scheduler = dask("scheduler", "--port", "0", "--no-dashboard")
+    scheduler = dask("scheduler", "--port", "0")
     address = next(line.split()[-1] for line in scheduler.stderr if "Scheduler at:" in line)
-    for _ in range(2):
-        dask("worker", address, "--nthreads", "1", "--no-nanny", "--no-dashboard")
+    workers = [dask("worker", address, "--nthreads", "1", "--no-nanny") for _ in range(2)]
     yield SimpleNamespace(scheduler=scheduler, address=address)
-    for process in processes:
+    for process in (scheduler, *workers):
         process.kill()
         process.communicate()
 
@@ -304,8 +294,7 @@ def test_a_lost_scheduler_is_one_line_and_its_runs_stop(runs, start, cluster):
     cluster.scheduler.kill()
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 1 and f"lost the scheduler {cluster.address}" in output
-    assert "Traceback" not in output
-    wait_until(lambda: not trainers(runs))
+    assert "Traceback" not in output and not trainers(runs)
     assert "stopped at iteration" in printed(runs, "s_seed=1")
 
 
@@ -319,71 +308,56 @@ def test_no_scheduler_and_no_dask_are_one_line(call, monkeypatch):
 
 
 def test_no_other_machine_can_reach_the_workers_of_a_sweep_of_its_own():
-    before = set(psutil.Process().net_connections())
     with sweep.connect(SimpleNamespace(scheduler=None, parallel=2)):
-        opened = set(psutil.Process().net_connections()) - before
-    assert opened and {each.laddr.ip for each in opened} == {"127.0.0.1"}
+        listening = [each for each in psutil.Process().net_connections() if each.status == "LISTEN"]
+    assert listening and {each.laddr.ip for each in listening} == {"127.0.0.1"}
 
 
 # The summary.
 
 
-@pytest.fixture
-def summary(tmp_path, monkeypatch):
-    """Three finished runs with scores, one that trains and one that has not begun: the folder and the picture."""
+def test_the_summary_of_finished_runs_is_a_table_of_means_and_a_picture_with_a_dot_a_run(
+    tmp_path, monkeypatch
+):
     results = []
-    for beta, seed, iteration, mig in ((1, 0, 9, 0.25), (4, 0, 9, 0.5), (1, 1, 9, 0.75), (4, 1, 5, None)):
-        name = f"s_beta={beta}_seed={seed}"
-        (tmp_path / name / "9").mkdir(parents=True)
-        log = f"iter,recon_loss,total_kld,kld_0,kld_1\n3,90,9,1,1\n{iteration},{80 + seed},7.5,7.495,0.005\n"
-        (tmp_path / name / "log.csv").write_text(log)
+    for beta, seed, mig in ((1, 0, 0.25), (4, 0, 0.5), (1, 1, 0.75), (4, 1, None)):  # the last still trains
+        folder = tmp_path / f"s_beta={beta}_seed={seed}"
+        (folder / "9").mkdir(parents=True)
+        log = f"iter,recon_loss,total_kld,kld_0,kld_1\n3,90,9,1,1\n9,{80 + seed},7.5,7.495,0.005\n"
+        (folder / "log.csv").write_text(log)
         scores = {"mig": mig, "dci": None, "settings": {"level": "fast"}}
-        (tmp_path / name / "9" / "metrics.json").write_text(json.dumps(scores))
-        numbers = study.read_numbers(tmp_path / name, "fast" if mig else "none")
-        results.append(study.Result(name, {"beta": str(beta), "seed": str(seed)}, bool(mig), numbers))
-    results.append(study.Result("s_beta=4_seed=2", {"beta": "4", "seed": "2"}, False, {}))
+        (folder / "9" / "metrics.json").write_text(json.dumps(scores))
+        numbers = study.read_numbers(folder, "fast" if mig else "none")
+        results.append(study.Result(folder.name, {"beta": str(beta), "seed": str(seed)}, bool(mig), numbers))
     drawn = []
     monkeypatch.setattr(figures, "save", lambda path, write: drawn.append(write.__self__))
-    study.write(tmp_path / "s", "s", results)
-    return tmp_path / "s", drawn[0]
-
-
-def test_summary_csv_has_all_runs_that_have_begun_and_summary_md_mean_and_deviation_of_finished_ones(summary):
-    folder, _ = summary
-    assert list(csv.reader(open(folder / "summary.csv"))) == [
+    study.write(tmp_path, "s", [*results, study.Result("s_beta=4_seed=2", {}, False, {})])
+    assert list(csv.reader(open(tmp_path / "summary.csv"))) == [
         "run beta seed finished iterations recon_loss total_kld active_latents mig".split(),
         ["s_beta=1_seed=0", "1", "0", "True", "9", "80.0", "7.5", "1", "0.25"],
         ["s_beta=4_seed=0", "4", "0", "True", "9", "80.0", "7.5", "1", "0.5"],
         ["s_beta=1_seed=1", "1", "1", "True", "9", "81.0", "7.5", "1", "0.75"],
-        ["s_beta=4_seed=1", "4", "1", "False", "5", "81.0", "7.5", "1", ""],
+        ["s_beta=4_seed=1", "4", "1", "False", "9", "81.0", "7.5", "1", ""],
     ]
-    text = (folder / "summary.md").read_text()
+    text = (tmp_path / "summary.md").read_text()
     assert "3 of 5 runs are finished" in text
     assert [line for line in text.splitlines() if line.startswith("| beta")] == [
         "| beta=1 | 2 | 80.5 ± 0.7 | 7.500 ± 0.000 | 1.000 ± 0.000 | 0.500 ± 0.354 |",
         "| beta=4 | 1 | 80.0 | 7.500 | 1.000 | 0.500 |",
     ]
-
-
-def test_the_picture_has_a_dot_a_run_and_a_line_at_the_median(summary):
-    _, figure = summary
-    panel = next(axes for axes in figure.axes if axes.get_title() == "mig")
+    panel = next(axes for axes in drawn[0].axes if axes.get_title() == "mig")
     assert [list(line.get_ydata()) for line in panel.lines] == [[0.25, 0.75], [0.5]]
     assert [lines.get_segments()[0][:, 1].tolist() for lines in panel.collections] == [[0.5, 0.5], [0.5, 0.5]]
     assert len({x for line in panel.lines for x in line.get_xdata()}) == 3  # none hides another
 
-
-def test_a_score_that_some_runs_lack_is_left_out_of_the_table(tmp_path):
-    both = {"iterations": 1, "recon_loss": 2.0}
-    results = [
-        study.Result(name, {"seed": name}, True, both | more)
-        for name, more in (("1", {"mig": 0.5}), ("2", {}))
-    ]
+    results[0].numbers.pop("mig")  # what a run lacks is not in the table
     study.write(tmp_path, "s", results)
-    assert "| setting | n | recon_loss |\n" in (tmp_path / "summary.md").read_text()
+    assert (
+        "| setting | n | recon_loss | total_kld | active_latents |\n" in (tmp_path / "summary.md").read_text()
+    )
 
 
-@pytest.mark.parametrize("log", [None, "", "iter,recon_loss\n", "iter,recon_loss\n1", "\0\xff", "iter\nx,\n"])
+@pytest.mark.parametrize("log", [None, "iter,recon_loss\n", "\0\xff"])
 def test_a_missing_or_damaged_log_has_no_iterations_and_no_numbers(tmp_path, log):
     if log is not None:
         (tmp_path / "log.csv").write_text(log)

@@ -43,15 +43,14 @@ NO_VISDOM = "visdom is not installed here: pip install -r requirements.txt"
 # Windows: dicts as visdom's /events takes them, without the environment.
 
 
-def window(win, title, kind, content, size=SIZE):
-    options = dict(title=title, width=size[0], height=size[1])
-    return dict(win=win, opts=options, data=[dict(type=kind, content=content)])
+def window(win, title, data, size=SIZE):
+    return dict(win=win, data=data, opts=dict(title=title, width=size[0], height=size[1]))
 
 
 def text(win, title, content, size=SIZE):
     """A window of HTML."""
-    style = "color: black; padding: 4px; font-size: 12px"
-    return window(win, title, "text", f"<div style='{style}'>{content}</div>", size)
+    content = f"<div style='color: black; padding: 4px; font-size: 12px'>{content}</div>"
+    return window(win, title, [dict(type="text", content=content)], size)
 
 
 def picture(path, title, width):
@@ -59,7 +58,8 @@ def picture(path, title, width):
     with Image.open(io.BytesIO(png)) as image:
         height = round(width * image.height / image.width)
     content = dict(src=f"data:image/png;base64,{base64.b64encode(png).decode()}", caption=title)
-    return window(path.stem, title, "image", content, (width, height + 45))  # visdom cuts off 45 pixels
+    data = [dict(type="image", content=content)]
+    return window(path.stem, title, data, (width, height + 45))  # visdom cuts off 45 pixels
 
 
 def curves(log):
@@ -80,8 +80,7 @@ def curves(log):
         xlabel = f"iterations      {'' if win == 'recon' else not_shown(kld)}".strip()
         layout = dict(xaxis=dict(title=xlabel), yaxis=dict(title=unit), margin=dict(l=60, r=10, t=35, b=45))
         layout |= dict(title=dict(text=title, x=0.02, font=dict(size=15)), showlegend=True)
-        options = dict(title=title, width=SIZE[0], height=SIZE[1])
-        yield dict(win=win, data=data, layout=layout, opts=options)
+        yield window(win, title, data) | dict(layout=layout)
 
 
 def study(folder, name):
@@ -122,16 +121,14 @@ def summary(folder, name, log, iteration):
 
 def address(server, port):
     """URL of a server given as host, host:port or URL; a port in it takes precedence over port."""
-    if server.count(":") > 1 and "//" not in server and "[" not in server:
-        server = f"[{server}]"  # IPv6
     try:
         parts = urlsplit(server if "//" in server else f"http://{server}")
-        host, port = parts.hostname, parts.port or port
+        host = parts.netloc if parts.port else f"{parts.netloc}:{port}"
     except ValueError:
-        host = None
-    if not host:
+        parts = None
+    if not (parts and parts.hostname):
         raise UserError(f"{server!r} is no address of a visdom server: give a host or http://HOST:PORT")
-    return f"{parts.scheme}://{f'[{host}]' if ':' in host else host}:{port}{parts.path.rstrip('/')}"
+    return f"{parts.scheme}://{host}{parts.path.rstrip('/')}"
 
 
 def environment(name):
@@ -154,8 +151,8 @@ class Server:
             raise UserError(NO_VISDOM) from None
         if not self.session:
             self.session = requests.Session()
-            host = urlsplit(self.url).hostname
-            self.session.trust_env = not (host in ("localhost", "::1") or host.startswith("127."))  # proxies
+            here = urlsplit(self.url).hostname in ("localhost", "127.0.0.1", "::1")
+            self.session.trust_env = not here  # no proxy
             if user := os.environ.get("VISDOM_USERNAME"):
                 password = hashlib.sha256(os.environ.get("VISDOM_PASSWORD", "").encode()).hexdigest()
                 self.post("", dict(username=user, password=password))
@@ -166,9 +163,8 @@ class Server:
         except requests.RequestException:
             raise UserError("no visdom server there: start `python -m viz.dashboard --server`") from None
         if not reply.ok:
-            login = reply.status_code in (400, 401, 403) and "Tornado" in reply.headers.get("Server", "")
-            why = "VISDOM_USERNAME and VISDOM_PASSWORD right" if login else "it visdom's, or a proxy's"
-            raise UserError(f"HTTP {reply.status_code}: is {why}?")
+            answer = f"HTTP {reply.status_code} from {reply.headers.get('Server', 'a proxy')}"
+            raise UserError(f"{answer}; visdom's own login takes VISDOM_USERNAME and VISDOM_PASSWORD")
         return reply.text
 
     def show(self, window):
@@ -192,14 +188,13 @@ class Dashboard:
     """
 
     def __init__(self, folder, name, server="localhost", port=8097):
-        self.folder, self.name = Path(folder), name
+        self.folder, self.name, self.iteration = Path(folder), name, None
         self.server = Server(address(server, port), environment(name))
-        self.thread = self.iteration = None
         self.up = self.shown = None  # whether the last sending arrived; the folder whose pictures did
         self.news, self.closing = threading.Event(), threading.Event()
+        self.thread = threading.Thread(target=self.work, name="dashboard", daemon=True)
 
     def __enter__(self):
-        self.thread = threading.Thread(target=self.work, name="dashboard", daemon=True)
         self.thread.start()
         return self
 
@@ -234,31 +229,25 @@ class Dashboard:
         folder = newest(self.folder, "reconstruction.png")
         if folder and folder != self.shown:
             at = f"iteration {int(folder.name):,}"
-            for name, title, width in (
-                ("reconstruction", "Reconstructions", 1),  # fills the row of the curves
-                ("traverse", "Traversals", 2),
-            ):
-                if (path := folder / f"{name}.png").exists():
-                    yield picture(path, f"{title}, {at}", width * SIZE[0])
+            # The reconstructions, which were drawn last, fill the row of the curves.
+            yield picture(folder / "reconstruction.png", f"Reconstructions, {at}", SIZE[0])
+            yield picture(folder / "traverse.png", f"Traversals, {at}", 2 * SIZE[0])
             self.shown = folder
 
     def send(self, windows):
         """Send windows; returns whether all arrived. One line says when the server comes or goes."""
-        before, self.up = self.up, None
         try:
             for each in windows:
                 self.server.show(each)
             self.server.list_runs()
-            self.up = True
+            up, line = True, f"dashboard: {self.server.url}/env/{self.server.env}"
         except (UserError, OSError) as error:
-            self.up = False
+            up, line = False, f"no dashboard at {self.server.url}: {error}"
             self.server.session = self.shown = None  # a server that comes back may have lost all
-            if before is not False:
-                goes_on = "; training goes on" if self.thread else ""
-                tqdm.write(f"no dashboard at {self.server.url}: {error}{goes_on}")
-        if self.up and not before:
-            tqdm.write(f"dashboard: {self.server.url}/env/{self.server.env}")
-        return self.up
+        if up != self.up:
+            tqdm.write(line)
+        self.up = up
+        return up
 
 
 # The program.
@@ -286,16 +275,6 @@ def serve(port):
     run_server.main(lambda _: print(f"visdom: http://localhost:{port}, Ctrl-C ends it", flush=True))
 
 
-def show(folder, server, port):
-    """Show the run of a folder, outputs/NAME; returns the exit status."""
-    try:
-        name = json.loads((folder / "args.json").read_text())["arguments"]["viz_name"]
-    except (OSError, ValueError, LookupError, TypeError):
-        raise UserError(f"{folder} is no run's folder: its args.json is missing or damaged") from None
-    board = Dashboard(folder, name, server, port)
-    return 0 if board.send(board.windows()) else 1
-
-
 def main(argv=None):
     parser = Parser(prog="viz.dashboard", description=__doc__.split("\n")[0], allow_abbrev=False)
     either = parser.add_mutually_exclusive_group(required=True)
@@ -306,7 +285,16 @@ def main(argv=None):
     args = parser.parse_args(argv)
 
     def run():
-        return serve(args.viz_port) if args.server else show(args.folder, args.viz_server, args.viz_port)
+        if args.server:
+            return serve(args.viz_port)
+        try:
+            name = json.loads((args.folder / "args.json").read_text())["arguments"]["viz_name"]
+        except (OSError, ValueError, LookupError, TypeError):
+            raise UserError(
+                f"{args.folder} is no run's folder: its args.json is missing or damaged"
+            ) from None
+        board = Dashboard(args.folder, name, args.viz_server, args.viz_port)
+        return 0 if board.send(board.windows()) else 1
 
     return run_cli("viz.dashboard", "interrupted", run)
 

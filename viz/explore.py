@@ -1,11 +1,8 @@
 """Write one HTML file that runs a decoder in the browser, with a slider for each latent.
 
-    python -m viz.explore --ckpt misc/dsprites_B.pt --out explore.html
-
 The page opens from disk and loads nothing from a network.
 """
 
-import argparse
 import base64
 import io
 import json
@@ -14,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from utils import ACTIVE, Parser, UserError, atomic_file, run_cli
+from utils import ACTIVE, UserError, atomic_file
 from viz.pictures import picture
 
 
@@ -42,10 +39,7 @@ def to_layers(decoder):
 
 def encode(weights):
     """A tensor as JSON: its values as float16, row by row, in base64."""
-    half = weights.detach().cpu().half().contiguous()
-    if not half.isfinite().all():
-        raise UserError("no page: weights are not finite, or too large for float16")
-    return base64.b64encode(half.numpy()).decode()
+    return base64.b64encode(weights.detach().cpu().half().contiguous().numpy()).decode()
 
 
 def write_page(path, net, images, mu, kld, names=None, title="beta-VAE"):
@@ -55,40 +49,14 @@ def write_page(path, net, images, mu, kld, names=None, title="beta-VAE"):
     names: z_dim texts or None, the factor each latent is most informative about. UserError if the page cannot run net.
     """
     kld, names = [float(nats) for nats in kld], names or [""] * len(kld)
-    model = dict(
-        title=title, channels=images.shape[1], layers=to_layers(net.decoder), seeds=[], active=ACTIVE, kld=kld
-    )
-    model["names"] = [name if nats > ACTIVE else "" for name, nats in zip(names, kld)]
+    names = [name if nats > ACTIVE else "" for name, nats in zip(names, kld)]
+    seeds = []
     for image, mean in zip(images.cpu(), mu.tolist()):
         picture(image).save(png := io.BytesIO(), format="PNG")
-        model["seeds"].append({"png": base64.b64encode(png.getvalue()).decode(), "mu": mean})
+        seeds.append({"png": base64.b64encode(png.getvalue()).decode(), "mu": mean})
+    model = dict(title=title, channels=images.shape[1], active=ACTIVE, kld=kld, names=names, seeds=seeds)
+    model["layers"] = to_layers(net.decoder)
     text = json.dumps(model, default=encode, allow_nan=False).replace("<", "\\u003c")
     page = Path(__file__).with_suffix(".html").read_text(encoding="utf-8")
     with atomic_file(path) as file:
         file.write(page.replace("MODEL", text).encode())
-
-
-def explore(ckpt, out, dset_dir):
-    """Write the page of a checkpoint."""
-    from dataset import return_data
-    from evaluation.evaluator import Evaluator
-    from model import load_model
-    from training.checkpoint import read_checkpoint
-
-    flags = argparse.Namespace(**read_checkpoint(ckpt)["arguments"])
-    flags.dset_dir = dset_dir
-    Evaluator(load_model(ckpt), return_data(flags), flags.seed).write_page(out, flags.viz_name)
-    print(f"{out}: open it in a browser")
-
-
-def main(argv=None):
-    parser = Parser(prog="explore.py", description=__doc__.split("\n")[0])
-    parser.add_argument("--ckpt", required=True, help="checkpoint of a run")
-    parser.add_argument("--out", default="explore.html", help="file of the page")
-    parser.add_argument("--dset_dir", default="data", help="folder of the run's data set")
-    args = parser.parse_args(argv)
-    return run_cli(parser.prog, "interrupted", lambda: explore(**vars(args)))
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
