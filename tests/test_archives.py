@@ -282,7 +282,8 @@ def test_links_are_followed_but_not_in_circles(tmp_path):
     folder = write_folder(tmp_path / "in", {"ok.jpg": grey(1), "sub/a.jpg": grey(2)})
     other = write_folder(tmp_path / "other", {"b.jpg": grey(3)})
     links = {"linked": other, "zlinked": other, "sub/loop": folder, "sub/up": tmp_path}
-    for name, target in {**links, "sub/itself": folder / "sub", "file.jpg": other / "b.jpg", "nothing.jpg": tmp_path / "gone.jpg"}.items():
+    links |= {"sub/itself": folder / "sub", "file.jpg": other / "b.jpg", "nothing.jpg": tmp_path / "gone.jpg"}
+    for name, target in links.items():
         (folder / name).symlink_to(target)
     os.mkfifo(folder / "pipe.jpg")  # opening it would wait for ever
     with archives.open_images(folder) as (images, skipped):

@@ -96,7 +96,7 @@ def test_a_set_that_is_not_whole_is_made_again(tmp_path, damage, capsys):
         "cut short": lambda: path.write_bytes(whole[:-1]),
         "one bit": lambda: path.write_bytes(whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:]),
         "pickle": lambda: np.save(path, np.array([print], dtype=object)),
-        "pipes": lambda: [each.unlink() or os.mkfifo(each) for each in (path, beside)],  # none may be waited for
+        "pipes": lambda: [each.unlink() or os.mkfifo(each) for each in (path, beside)],
     }[damage]()
     assert (prepared(tmp_path)[0] == images).all()
     assert "making it again" in capsys.readouterr().out and json.loads(beside.read_text()) == manifest

@@ -52,7 +52,8 @@ def test_a_second_training_of_a_run_is_refused_by_the_pid_of_the_first_and_chang
             assert first.poll() is None
         first.send_signal(signal.SIGSTOP)  # it holds the lock, and writes nothing meanwhile
         before = copied.checkpoint("run").read_bytes()
-        for flags in ("", f"--ckpt_dir {other}", f"--output_dir {other}", "--ckpt_name none --overwrite True"):
+        afresh = "--ckpt_name none --overwrite True"
+        for flags in ("", f"--ckpt_dir {other}", f"--output_dir {other}", afresh):
             assert holder in copied.refused("run", *flags.split())
         assert copied.checkpoint("run").read_bytes() == before
     finally:
