@@ -26,7 +26,7 @@ def file_crc32(file, start):
 
 def load_array(path, crc32):
     """Map a prepared array into memory, uint8; None if there is none, or its bytes have another CRC-32."""
-    if not path.is_file():  # a pipe would be waited for
+    if not path.exists() or path.is_fifo():  # a pipe would be waited for
         return None
     with open(path, "rb") as file:  # what cannot be opened is an error, what is damaged is not
         try:
