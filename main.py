@@ -30,9 +30,10 @@ def file_name(text):
 
 
 def run_name(text):
-    """The name of a folder inside output_dir. m/7 and m/last are none: the run m has its pictures and its weights there."""
+    """The name of a folder inside output_dir. m/7, m/last and m/log.csv are none: the run m has its results there."""
     parts = Path(file_name(text)).parts
-    taken = [p for p in parts[1:] if p.isdecimal() or p in ("last", "previous") or p.endswith(".old")]
+    ends = (".csv", ".gif", ".html", ".json", ".md", ".old", ".pid", ".png", ".tmp")
+    taken = [p for p in parts[1:] if p.isdecimal() or p in ("last", "lock", "previous") or p.endswith(ends)]
     if not text.strip() or not parts or taken or Path(text).is_absolute() or ".." in parts:
         what = "the name of a folder inside output_dir that no other run's results can have"
         raise argparse.ArgumentTypeError(f"must be {what}, not {text!r}")

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+ENDING = ("SIGTERM", "SIGHUP", "SIGUSR1")  # the last is SLURM's warning
 ACTIVE = 0.01  # nats of KL above which a latent counts as active
 
 
@@ -59,7 +60,7 @@ def first_line(error):
 def run_cli(prog, interrupted, run):
     """Call run() and return an exit status; user errors and Ctrl-C print one line, no traceback.
 
-    What the console cannot print is escaped. SIGTERM and SIGHUP end run() as an exception does, so that no half-written
+    What the console cannot print is escaped. SIGTERM, SIGHUP and SIGUSR1 end run() as an exception does, so that no half-written
     file is left.
     """
     for name in ("stdout", "stderr"):
@@ -86,14 +87,14 @@ def run_cli(prog, interrupted, run):
 
 @contextlib.contextmanager
 def ended_by_signals():
-    """Within `with`: SIGTERM and SIGHUP raise SystemExit, so that files are closed or removed on the way out."""
+    """Within `with`: SIGTERM, SIGHUP and SIGUSR1 raise SystemExit, so that files are closed or removed on the way out."""
 
     def end(number, frame):
         raise SystemExit(128 + number)
 
     numbers = []
     if threading.current_thread() is threading.main_thread():  # the others cannot set handlers
-        numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+        numbers = [getattr(signal, name) for name in ENDING if hasattr(signal, name)]
     numbers = [number for number in numbers if signal.getsignal(number) == signal.SIG_DFL]
     for number in numbers:
         signal.signal(number, end)

@@ -10,7 +10,7 @@ import os
 import re
 import tarfile
 import zipfile
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from PIL import Image
 
@@ -60,8 +60,10 @@ def open_images(path, leave_out=()):
             for name, size, read in files:
                 if why := why_skipped(name, size):
                     skipped.add(why, name)
-                else:
-                    images[name] = read
+                    continue
+                if name in images:
+                    skipped.add("there twice: the last counts", name)
+                images[name] = read
         except Exception as error:  # zipfile and tarfile raise a dozen types
             if isinstance(error, OSError) and error.errno:
                 raise
@@ -99,11 +101,16 @@ def list_folder(folder, leave_out, skipped):
                 skipped.add("not regular files", name)
 
 
+def plain(name):
+    """A name in an archive without "./" and "//"; some programs write backslashes."""
+    return PurePosixPath(name.replace("\\", "/")).as_posix()
+
+
 def list_zip(archive):
     """Yield name, size and read of each file in a ZipFile."""
     for info in archive.infolist():
         if not info.is_dir():
-            yield info.filename.removeprefix("./"), info.file_size, functools.partial(archive.read, info)
+            yield plain(info.filename), info.file_size, functools.partial(archive.read, info)
 
 
 def list_tar(archive, skipped):
@@ -111,7 +118,7 @@ def list_tar(archive, skipped):
     for info in archive:
         if info.isreg():
             read = functools.partial(os.pread, archive.fileobj.fileno(), info.size, info.offset_data)
-            yield info.name.removeprefix("./"), info.size, read
+            yield plain(info.name), info.size, read
         elif not info.isdir():
             skipped.add("not regular files", info.name)
     archive.fileobj.seek(archive.offset)

@@ -26,7 +26,7 @@ def file_crc32(file, start):
 
 def load_array(path, crc32):
     """Map a prepared array into memory, uint8; None if there is none, or its bytes have another CRC-32."""
-    if not path.exists():
+    if not path.exists() or path.is_fifo():  # a pipe would be waited for
         return None
     with open(path, "rb") as file:  # what cannot be opened is an error, what is damaged is not
         try:
@@ -39,8 +39,9 @@ def load_array(path, crc32):
 
 def read_manifest(path):
     """The manifest of the array at path, a dict; empty if there is none or it is damaged."""
+    beside = path.with_suffix(".json")
     try:
-        return dict(json.loads(path.with_suffix(".json").read_bytes()))
+        return dict(json.loads(beside.read_bytes())) if beside.is_file() else {}
     except (OSError, ValueError, TypeError):
         return {}
 

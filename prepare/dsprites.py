@@ -4,8 +4,6 @@ The set holds every combination of shape (square, ellipse, heart), scale, orient
 position, once each, as binary 64x64 images. The last factor changes fastest, as in the
 official file. Geometry and raster rule were fitted to official images; the 320 frames of the
 official animation come out exactly.
-
-    python -c "from prepare import dsprites; print(dsprites.render().shape)"
 """
 
 import numpy as np

@@ -30,6 +30,8 @@ def decode(data, size, crop=0, channels=3, depth=16):
     mode = "L" if channels == 1 else "RGB"
     with Image.open(io.BytesIO(data), formats=readable()[0]) as file:
         width, height = file.size
+        # colours of 16 bits, of which Pillow reads the upper 8
+        deep = ";16" in str(file.tile) and not file.mode.startswith("I")
         if crop > min(width, height):
             raise ValueError(f"smaller than the crop of {crop} pixels")
         kept_width, kept_height = (crop, crop) if crop else (width, height)
@@ -46,7 +48,10 @@ def decode(data, size, crop=0, channels=3, depth=16):
         small = image.convert(mode).resize((size, size), Image.Resampling.BILINEAR, box=box)
         if turn := turned(file):
             small = small.transpose(Image.Transpose[turn])
-    return np.asarray(small).reshape(size, size, channels).transpose(2, 0, 1), bits
+    pixels = np.asarray(small)
+    if deep and pixels.max() < 16:
+        raise ValueError("dark colours that use 12 of 16 bits at most: save it with 8")
+    return pixels.reshape(size, size, channels).transpose(2, 0, 1), bits
 
 
 def to_8_bits(image, depth):

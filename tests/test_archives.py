@@ -137,6 +137,23 @@ def test_images_that_use_some_of_16_bits_keep_their_upper_8_as_a_set(tmp_path, b
     assert f"of the {int(ramp.max()).bit_length()} bits in use the upper 8" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("bits, count", [(10, 0), (12, 0), (16, 2)])
+def test_colours_that_use_few_of_16_bits_are_left_out_and_named_not_taken_for_black(tmp_path, bits, count):
+    def png(channels, kind):
+        """Pillow writes no such PNG."""
+        row = np.repeat(np.arange(64) * 2**bits // 64, channels).astype(">u2").tobytes()
+        head = (64).to_bytes(4, "big") * 2 + bytes([16, kind, 0, 0, 0])
+        chunks = [(b"IHDR", head), (b"IDAT", zlib.compress((b"\0" + row) * 64)), (b"IEND", b"")]
+        data = [[len(c).to_bytes(4, "big"), t, c, zlib.crc32(t + c).to_bytes(4, "big")] for t, c in chunks]
+        return b"\x89PNG\r\n\x1a\n" + b"".join(sum(data, []))
+
+    files = {"a.png": png(3, 2), "b.png": grey(3), "c.png": png(3, 2)}
+    images, manifest = prepared(tmp_path, write_zip(tmp_path / "in", files))
+    assert len(images) == 1 + count and (images[count // 2] == 3).all()
+    skipped = {"dark colours that use 12 of 16 bits at most: save it with 8": [2, "a.png"]}
+    assert manifest["skipped"] == ({} if count else skipped)
+
+
 def oriented(tag):
     exif = Image.Exif()
     exif[0x0112] = tag
@@ -242,7 +259,7 @@ def test_a_source_without_an_image_is_refused_and_leaves_nothing(tmp_path, files
 @pytest.mark.parametrize("form", WRITERS)
 def test_hidden_files_and_folders_and_kinds_that_are_not_read_are_left_out_and_named(tmp_path, form):
     hidden = [".ipynb_checkpoints/a.jpg", "x/.thumbnails/a.jpg", "@eaDir/a.jpg", "__MACOSX/._a.jpg", ".a.jpg"]
-    hidden += ["x/@eaDir/b/c.png"]
+    hidden += ["x/@eaDir/b/c.png"] if form == "folder" else ["x\\.thumbnails\\c.png", "./@eaDir/c.png"]
     files = {"ok.jpg": grey(1), "a.heic": b"x", "list.mat": b"x", **dict.fromkeys(hidden, grey(2))}
     (tmp_path / ".cache").mkdir()  # parts above the given folder do not count
     images, manifest = prepared(tmp_path / "out", WRITERS[form](tmp_path / ".cache" / "in", files))
@@ -251,17 +268,22 @@ def test_hidden_files_and_folders_and_kinds_that_are_not_read_are_left_out_and_n
     assert counts == {"hidden": len(hidden), "of a kind that is not read": 2}
 
 
+@pytest.mark.parametrize("form", [zipfile.ZipFile, tarfile.TarFile])
+def test_a_name_that_an_archive_holds_twice_counts_once_and_is_named(tmp_path, form):
+    write = write_zip if form is zipfile.ZipFile else write_tar
+    names = {"b.png": 1, "a.png": 2, "./a.png": 3, ".//a.png": 4}
+    source = write(tmp_path / "in", {name: grey(level) for name, level in names.items()})
+    images, manifest = prepared(tmp_path, source)
+    assert images[:, 0, 0, 0].tolist() == [4, 1]
+    assert manifest["skipped"] == {"there twice: the last counts": [2, "a.png"]}
+
+
 def test_links_are_followed_but_not_in_circles(tmp_path):
     folder = write_folder(tmp_path / "in", {"ok.jpg": grey(1), "sub/a.jpg": grey(2)})
     other = write_folder(tmp_path / "other", {"b.jpg": grey(3)})
-    links = {
-        "linked": other,
-        "zlinked": other,
-        "sub/loop": folder,
-        "sub/up": tmp_path,
-        "sub/itself": folder / "sub",
-    }
-    for name, target in {**links, "file.jpg": other / "b.jpg", "nothing.jpg": tmp_path / "gone.jpg"}.items():
+    links = {"linked": other, "zlinked": other, "sub/loop": folder, "sub/up": tmp_path}
+    links |= {"sub/itself": folder / "sub", "file.jpg": other / "b.jpg", "nothing.jpg": tmp_path / "gone.jpg"}
+    for name, target in links.items():
         (folder / name).symlink_to(target)
     os.mkfifo(folder / "pipe.jpg")  # opening it would wait for ever
     with archives.open_images(folder) as (images, skipped):
@@ -294,12 +316,8 @@ def test_files_that_are_no_archives_are_refused_by_name(tmp_path, capsys):
 
 
 def test_links_devices_and_names_that_lead_out_of_an_archive_are_left_out(tmp_path):
-    kinds = {
-        "sym": tarfile.SYMTYPE,
-        "hard": tarfile.LNKTYPE,
-        "dev": tarfile.CHRTYPE,
-        "fifo": tarfile.FIFOTYPE,
-    }
+    types = (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE)
+    kinds = dict(zip(("sym", "hard", "dev", "fifo"), types))
     with tarfile.open(tmp_path / "in.tar", "w") as archive:
         for name in ("./ok.jpg", "../up.jpg", *kinds):
             info = tarfile.TarInfo(f"{name}.jpg" if name in kinds else name)

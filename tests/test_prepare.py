@@ -81,7 +81,7 @@ def test_a_folder_that_changed_or_was_copied_or_renamed_is_prepared_again(tmp_pa
 
 
 @pytest.mark.parametrize(
-    "damage", ["version", "no manifest", "manifest", "keys", "cut short", "one bit", "pickle"]
+    "damage", ["version", "no manifest", "manifest", "keys", "cut short", "one bit", "pickle", "pipes"]
 )
 def test_a_set_that_is_not_whole_is_made_again(tmp_path, damage, capsys):
     write_zip(tmp_path / "img_align_celeba.zip", FILES)
@@ -96,6 +96,7 @@ def test_a_set_that_is_not_whole_is_made_again(tmp_path, damage, capsys):
         "cut short": lambda: path.write_bytes(whole[:-1]),
         "one bit": lambda: path.write_bytes(whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:]),
         "pickle": lambda: np.save(path, np.array([print], dtype=object)),
+        "pipes": lambda: [each.unlink() or os.mkfifo(each) for each in (path, beside)],
     }[damage]()
     assert (prepared(tmp_path)[0] == images).all()
     assert "making it again" in capsys.readouterr().out and json.loads(beside.read_text()) == manifest
@@ -180,7 +181,7 @@ def test_an_interrupted_preparation_leaves_the_old_set_and_starts_again(tmp_path
 @pytest.mark.parametrize("name", ["dsprites", "celeba"])
 def test_two_processes_may_prepare_the_same_data_at_once(tmp_path, name):
     write_zip(tmp_path / "in.zip", FILES)
-    command = [sys.executable, "-m", "prepare", name, "--dset_dir", tmp_path / "data"]
+    command = [sys.executable, "-O", "-m", "prepare", name, "--dset_dir", tmp_path / "data"]
     command += ["--archive", tmp_path / "in.zip"] * (name == "celeba")
     both = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL) for _ in range(2)]
     assert [process.wait(600) for process in both] == [0, 0]
@@ -227,14 +228,7 @@ def test_without_data_the_lines_that_get_it_are_printed(tmp_path, capsys):
         assert (
             place in error and f"\n    python -m prepare {name} --dset_dir '{folder}' --download\n" in error
         )
-    folders = [
-        "--ckpt_dir",
-        str(tmp_path / "c"),
-        "--output_dir",
-        str(tmp_path / "o"),
-        "--dset_dir",
-        str(folder),
-    ]
+    folders = [f"--ckpt_dir={tmp_path / 'c'}", f"--output_dir={tmp_path / 'o'}", f"--dset_dir={folder}"]
     assert main.main(["--dataset", "celeba", *folders]) == 1
     assert f"python -m prepare celeba --dset_dir '{folder}' --download\n" in capsys.readouterr().err
     assert f"no images in {folder}" in refusal(capsys, "folder", "--dset_dir", folder)

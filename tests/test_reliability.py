@@ -52,12 +52,8 @@ def test_a_second_training_of_a_run_is_refused_by_the_pid_of_the_first_and_chang
             assert first.poll() is None
         first.send_signal(signal.SIGSTOP)  # it holds the lock, and writes nothing meanwhile
         before = copied.checkpoint("run").read_bytes()
-        for flags in (
-            "",
-            f"--ckpt_dir {other}",
-            f"--output_dir {other}",
-            "--ckpt_name none --overwrite True",
-        ):
+        afresh = "--ckpt_name none --overwrite True"
+        for flags in ("", f"--ckpt_dir {other}", f"--output_dir {other}", afresh):
             assert holder in copied.refused("run", *flags.split())
         assert copied.checkpoint("run").read_bytes() == before
     finally:
@@ -235,8 +231,9 @@ def test_what_is_no_file_is_no_checkpoint(copied):
     os.mkfifo(copied.folder / "pipe")
     for name in ("/dev/zero", copied.folder / "pipe", copied.folder):
         assert "it is not a file" in copied.refused("other", "--ckpt_name", name)
-    copied.checkpoint("run").unlink()
-    os.mkfifo(copied.checkpoint("run"))
+    for file in (copied.checkpoint("run"), copied.outputs("run") / "log.csv"):
+        file.unlink()
+        os.mkfifo(file)
     assert "resumed at iteration 10" in copied.run("run", "--max_iter 20", NO_PICTURES).stdout
     assert read_checkpoint(copied.checkpoint("run"))["iter"] == 20
 
@@ -277,6 +274,9 @@ def test_a_checkpoint_that_unpacks_to_more_than_it_holds_is_refused_before_it_ta
         ("optim_states.optim.param_groups", [{"params": [1]}]),  # whole, but of another network
         ("arguments", {}),
         ("arguments.z_dim", 11),
+        ("arguments.z_dim", [1]),
+        ("arguments.gamma", None),
+        ("arguments.lr", "1"),
         ("arguments.model", [1]),
         ("generators.noise", torch.zeros(3, dtype=torch.uint8)),
         ("window.sums", torch.zeros(3, dtype=torch.float64)),
@@ -321,13 +321,13 @@ def test_too_little_memory_is_one_line(runs, monkeypatch):
     assert "out of memory: a smaller --batch_size needs less" in runs.refused("run")
 
 
-@pytest.mark.parametrize("closed", ["", "2>&-", ">&-"])
-def test_a_name_that_the_console_cannot_print_and_a_closed_one_do_not_stop_a_run(runs, closed):
-    flags = " ".join(runs.command("\u65e5\u672c", "--max_iter 2", NO_PICTURES))
+@pytest.mark.parametrize("closed, name", [("", "\u65e5\u672c"), ("2>&-", "\udce9"), ("<&- >&- 2>&-", "a")])
+def test_a_name_that_the_console_cannot_print_and_a_closed_one_do_not_stop_a_run(runs, closed, name):
+    flags = " ".join(runs.command(name, "--max_iter 2", NO_PICTURES))
     command = f"PYTHONIOENCODING=cp1252 {sys.executable} main.py {flags} {closed}"
     result = subprocess.run(command, shell=True, cwd=ROOT, capture_output=True)
     assert result.returncode == 0, result.stderr
-    assert read_checkpoint(runs.checkpoint("\u65e5\u672c"))["iter"] == 2
+    assert read_checkpoint(runs.checkpoint(name))["iter"] == 2
 
 
 # Numbers.

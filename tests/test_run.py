@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from helpers import ROOT, assert_same_run, wait_for
+from helpers import ROOT, assert_same_run, same, wait_for
 from solver import Solver
 from training.checkpoint import Checkpoints, read_checkpoint
 from training.log import read_log
@@ -139,10 +139,8 @@ def test_adagrad_resumes_to_the_byte_and_objective_H_logs_no_C(runs):
     assert log["iter"] == [5, 10, 12] and "C" not in log
     state = read_checkpoint(runs.checkpoint("whole"))["optim_states"]["optim"]["state"][0]
     assert set(state) == {"step", "sum"}
-    one, other = (
-        read_checkpoint(runs.checkpoint(name))["model_states"]["net"] for name in ("whole", "parts")
-    )
-    assert all(torch.equal(one[name], other[name]) for name in one)
+    one, other = (read_checkpoint(runs.checkpoint(name))["model_states"] for name in ("whole", "parts"))
+    assert same(one, other)
 
 
 # What a run writes.
@@ -172,12 +170,8 @@ def test_a_run_writes_log_arguments_pictures_and_checkpoints(runs):
 
 def test_no_pictures_are_written_when_none_are_wanted(runs):
     runs.run("run", "--max_iter 8", NO_PICTURES)
-    assert {path.name for path in runs.outputs("run").iterdir()} == {
-        "log.csv",
-        "args.json",
-        "lock",
-        "lock.pid",
-    }
+    names = {path.name for path in runs.outputs("run").iterdir()}
+    assert names == {"log.csv", "args.json", "lock", "lock.pid"}
 
 
 def test_a_picture_that_fails_costs_neither_the_training_nor_the_checkpoint(runs, monkeypatch):
@@ -234,9 +228,8 @@ def test_starting_afresh_over_a_run_needs_overwrite_and_leaves_nothing_of_it(run
     assert (runs.outputs("run") / "log.csv.old").read_bytes() == log
     assert runs.checkpoints("run") == {"last"} and read_checkpoint(runs.checkpoint("run"))["iter"] == 8
     runs.run("run", NO_PICTURES, "--ckpt_name none --overwrite True --seed 2 --max_iter 8")
-    assert (
-        runs.outputs("run") / "log.csv.old"
-    ).read_bytes() == log  # a short log does not replace a longer one
+    # a short log does not replace a longer one
+    assert (runs.outputs("run") / "log.csv.old").read_bytes() == log
 
 
 def test_replacing_a_run_by_the_checkpoint_of_another_leaves_none_of_its_own_to_fall_back_on(
@@ -262,12 +255,7 @@ def test_results_of_a_run_that_is_replaced_are_set_aside(runs):
         (runs.outputs(name) / "7").mkdir()  # a run named m/7 has its folder here
         (runs.outputs(name) / "7" / "args.json").touch()
         shutil.rmtree(runs.checkpoint(name).parent)
-        runs.run(
-            name,
-            NO_PICTURES,
-            "--max_iter 32",
-            flags.replace("--ckpt_dir x", f"--ckpt_dir {runs.folder / 'x'}"),
-        )
+        runs.run(name, NO_PICTURES, "--max_iter 32", flags.replace("_dir x", f"_dir {runs.folder / 'x'}"))
         assert (runs.outputs(name) / "log.csv.old").read_bytes() == log
         first = 24 if name == "other" else 8
         assert read_log(runs.outputs(name) / "log.csv")["iter"][0] == first
@@ -338,7 +326,8 @@ def test_weights_without_an_optimiser_are_drawn_but_not_trained_on(runs):
     assert (runs.outputs("drawn") / "150000" / "traverse.png").exists()
 
 
-def test_a_program_that_is_ended_leaves_no_half_written_file(tmp_path):
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGUSR1"])
+def test_a_program_that_is_ended_leaves_no_half_written_file(tmp_path, name):
     code = (
         "import sys, time, utils\n"
         "def run():\n"
@@ -349,5 +338,5 @@ def test_a_program_that_is_ended_leaves_no_half_written_file(tmp_path):
     command = [sys.executable, "-c", code, tmp_path / "a"]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "writing\n" and len(list(tmp_path.iterdir())) == 1
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 143 and not list(tmp_path.iterdir())
+        process.send_signal(number := getattr(signal, name))
+        assert process.wait(60) == 128 + number and not list(tmp_path.iterdir())

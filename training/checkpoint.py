@@ -64,9 +64,8 @@ class Checkpoints:
                 continue
             if path.name == "last":
                 return state
-            if (
-                newest is None or state["iter"] > newest["iter"]
-            ):  # one that is kept may be newer than previous
+            # one that is kept may be newer than previous
+            if newest is None or state["iter"] > newest["iter"]:
                 newest, used = state, path
         if newest:
             print(f"using checkpoint {used} of iteration {newest['iter']}")

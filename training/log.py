@@ -53,9 +53,7 @@ class Window:
             self.sums.copy_(saved["sums"])
             self.count, self.last_row = saved["count"], saved["last_row"]
         elif saved["count"]:
-            print(
-                "the checkpoint logged other terms: the first row of the log averages over fewer iterations"
-            )
+            print("the checkpoint logged other terms: the log's first row averages over fewer iterations")
 
 
 class Log:
@@ -70,24 +68,24 @@ class Log:
         keep: the file as it was becomes log.csv.old, unless a longer one has that name. It does, too, where columns change.
         """
         rows, old = self.read_rows(), self.path.with_name(f"{self.path.name}.old")
-        if self.path.exists() and (keep or rows and list(rows[0]) != self.columns):
+        if self.path.is_file() and (keep or rows and list(rows[0]) != self.columns):
             if not (old.exists() and old.stat().st_size > self.path.stat().st_size):
                 with atomic_file(old) as file:
                     file.write(self.path.read_bytes())
-        lines = [self.columns]
-        lines += [
-            [row.get(name, "") for name in self.columns] for row in rows if int(row["iter"]) <= last_iter
-        ]
+        own = [row for row in rows if int(row["iter"]) <= last_iter]
+        lines = [self.columns, *([row.get(name, "") for name in self.columns] for row in own)]
         with atomic_file(self.path) as file:
             file.write("".join(",".join(line) + "\n" for line in lines).encode())
 
     def read_rows(self):
         """The whole rows that are there, as dicts of texts; none where there is no table."""
+        if not self.path.is_file():  # a pipe would be waited for
+            return []
         try:
             with open(self.path, newline="", errors="replace") as file:
                 rows = [row for row in csv.DictReader(file) if None not in row and None not in row.values()]
             return [row for row in rows if row.get("iter", "").isdecimal()]
-        except (FileNotFoundError, csv.Error):
+        except csv.Error:
             return []
 
     def append(self, iteration, values):
@@ -109,9 +107,8 @@ def read_log(path):
         with open(path, newline="") as file:
             header, *rows = csv.reader(file)
         rows = [row for row in rows if len(row) == len(header)]  # a run may be writing the last one
-        return {
-            name: [float(row[i]) if row[i] else math.nan for row in rows] for i, name in enumerate(header)
-        }
+        columns = dict(zip(header, zip(*rows))) if rows else dict.fromkeys(header, ())
+        return {name: [float(text or "nan") for text in texts] for name, texts in columns.items()}
     except (ValueError, csv.Error):  # empty, no text or no numbers
         raise UserError(
             f"{path} is damaged: it is no table of numbers; without it, all but the curves can be drawn"

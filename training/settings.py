@@ -35,6 +35,9 @@ def saved_flags(arguments):
     for name, allowed in CHOICES.items():
         if getattr(saved, name) not in [*allowed, None]:
             raise ValueError(f"its {name} is {getattr(saved, name)!r}")
+    for name, value in defining_flags(saved).items():
+        if name not in CHOICES and type(value) not in (int, float):
+            raise ValueError(f"its {name} is {value!r}")
     return saved
 
 

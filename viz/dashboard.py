@@ -134,7 +134,7 @@ def address(server, port):
 def environment(name):
     """visdom's environment for a run: its name, if short and of letters, digits and _.=-; else changed, with a checksum."""
     fit = re.sub(r"[^\w.=-]", "_", name).encode()[:180].decode(errors="ignore")
-    return fit if fit == name else f"{fit}-{zlib.crc32(name.encode()):08x}"
+    return fit if fit == name else f"{fit}-{zlib.crc32(os.fsencode(name)):08x}"
 
 
 class Server:
