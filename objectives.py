@@ -122,9 +122,10 @@ def objective_restart(
     """
     batch = (x, x_recon, mu, logvar, z, step)
     if step <= restart_iter:
-        return objective_B(
+        loss, terms = objective_B(
             *batch, dist=dist, gamma=gamma, C_start=C_start, C_max=C_max, C_stop_iter=C_stop_iter, delta=delta
         )
+        return loss + beta * total_correlation(z, mu, logvar), terms
     beta = tc_weight(step, restart_iter, restart_beta, weak_iters, rise_iters, beta)
     loss, terms = objective_TC(*batch, dist=dist, beta=beta, kl_weight=restart_beta)
     kld = terms.pop("kld")
