@@ -307,6 +307,7 @@ def test_without_visdom_one_line_says_how_to_install_it(tmp_path, monkeypatch, p
 # Nothing harms training.
 
 
+@pytest.mark.slow
 def test_training_is_the_same_to_the_byte_with_and_without_a_dashboard(runs, server):
     flags = ["--max_iter", 10, "--gather_step", 5, "--display_step", 10]
     done = runs.run("with", *flags, "--viz_on", True, "--viz_port", server.port)
@@ -327,6 +328,7 @@ def test_first_windows_are_there_within_five_seconds_and_new_rows_and_pictures_w
         until(lambda: server.windows("live")["traverse"]["title"] == "Traversals, iteration 60", 1)
 
 
+@pytest.mark.slow
 def test_a_server_that_is_killed_and_comes_back_empty_shows_all_again(own_server, tmp_path, printed, quick):
     with Dashboard(write_run(tmp_path / "run"), "run", own_server.url) as board:
         board.update(50)
@@ -345,6 +347,7 @@ def test_a_server_that_is_killed_and_comes_back_empty_shows_all_again(own_server
     assert own_server.windows()["traverse"]["title"].endswith("iteration 60")
 
 
+@pytest.mark.slow
 def test_a_server_that_hangs_stops_neither_training_nor_its_end_and_shows_the_newest_when_it_goes_on(
     own_server, tmp_path, printed, quick, monkeypatch
 ):
@@ -398,6 +401,7 @@ def test_a_server_on_this_machine_is_asked_without_a_proxy(server, tmp_path, pri
         assert "HTTP 403" in printed()[-1]
 
 
+@pytest.mark.slow
 def test_a_server_that_wants_a_login_gets_it_from_the_environment(tmp_path, printed, quick, monkeypatch):
     server = Server(tmp_path / "visdom", login=True)
     try:

@@ -187,6 +187,7 @@ def test_the_page_starts_from_the_seeds_and_eight_more_images_with_the_names_of_
 # From the command line.
 
 
+@pytest.mark.slow
 def test_one_command_scores_and_draws_a_checkpoint(runs, quick):
     runs.run("run", "--max_iter 2 --display_step 2")
     folder = runs.outputs("run") / "2"
@@ -204,6 +205,7 @@ def test_one_command_scores_and_draws_a_checkpoint(runs, quick):
     assert (runs.outputs("run") / "capacity.png").exists() and runs.checkpoint("run").read_bytes() == trained
 
 
+@pytest.mark.slow
 def test_training_scores_at_its_end_and_is_not_changed_by_it(runs, quick):
     flags = "--max_iter 4 --gather_step 2"
     runs.run("plain", flags, "--display_step 4 --save_output False")

@@ -234,6 +234,7 @@ def test_without_data_the_lines_that_get_it_are_printed(tmp_path, capsys):
     assert f"no images in {folder}" in refusal(capsys, "folder", "--dset_dir", folder)
 
 
+@pytest.mark.slow
 def test_names_that_the_console_cannot_print_are_escaped(tmp_path):
     folder = write_folder(tmp_path / "\u732b\x1b[31m", {"\u72ac\x07.png": grey(1), "\u9ce5\x07.jpg": b"x"})
     environment = {**os.environ, "PYTHONIOENCODING": "cp1252", "PYTHONUTF8": "0"}

@@ -44,6 +44,7 @@ def copied(trained, tmp_path, dset_dir):
 # Two at once.
 
 
+@pytest.mark.slow
 def test_a_second_training_of_a_run_is_refused_by_the_pid_of_the_first_and_changes_nothing(copied):
     first = copied.start("run", "--max_iter 1e6 --save_step 1e6 --display_step 1e6 --gather_step 1e6")
     holder, other = f"pid {first.pid} on {os.uname().nodename}", copied.folder / "other"
@@ -73,6 +74,7 @@ def test_a_second_solver_in_one_process_is_refused_and_the_first_keeps_the_lock_
     assert runs.solver("run").iter == 8  # though the first is still there
 
 
+@pytest.mark.slow
 def test_where_the_file_system_knows_no_locks_a_run_trains_through_and_says_so_at_the_start(
     runs, monkeypatch
 ):
@@ -121,6 +123,7 @@ def test_what_a_killed_training_was_writing_is_removed_by_the_next(copied):
     assert not any(path.exists() for path in left)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "size, flags, file",
     [
@@ -321,6 +324,7 @@ def test_too_little_memory_is_one_line(runs, monkeypatch):
     assert "out of memory: a smaller --batch_size needs less" in runs.refused("run")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("closed, name", [("", "\u65e5\u672c"), ("2>&-", "\udce9"), ("<&- >&- 2>&-", "a")])
 def test_a_name_that_the_console_cannot_print_and_a_closed_one_do_not_stop_a_run(runs, closed, name):
     flags = " ".join(runs.command(name, "--max_iter 2", NO_PICTURES))

@@ -39,6 +39,7 @@ def stopping_at(patch, iteration, name):
     patch.setattr(Solver, "training_step", stopping)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "stop, name, status",
     [(19, "SIGTERM", 143), (20, "SIGINT", 130), (25, "SIGHUP", 129), (32, "SIGUSR1", 138)],
@@ -55,6 +56,7 @@ def test_a_signal_saves_and_resume_gives_the_same_bytes(runs, monkeypatch, stop,
     assert_same_run(runs, "whole", "halves")
 
 
+@pytest.mark.slow
 def test_resume_after_sigkill_gives_the_same_bytes(runs):
     flags = f"--max_iter 60 --batch_size 1 {NO_PICTURES}"
     runs.run("whole", flags)
@@ -66,6 +68,7 @@ def test_resume_after_sigkill_gives_the_same_bytes(runs):
     assert_same_run(runs, "whole", "killed")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("iteration", [20, 40])
 def test_killed_between_saving_and_drawing_the_pictures_are_drawn_by_the_next_call(
     runs, monkeypatch, iteration
@@ -146,6 +149,7 @@ def test_adagrad_resumes_to_the_byte_and_objective_H_logs_no_C(runs):
 # What a run writes.
 
 
+@pytest.mark.slow
 def test_a_run_writes_log_arguments_pictures_and_checkpoints(runs):
     runs.run("run")
     log = read_log(runs.outputs("run") / "log.csv")
@@ -187,6 +191,7 @@ def test_a_picture_that_fails_costs_neither_the_training_nor_the_checkpoint(runs
     assert "Traceback" in runs.run("run").stderr
 
 
+@pytest.mark.slow
 def test_train_false_draws_the_checkpoint_with_the_flags_that_define_its_run(runs):
     runs.run("run", "--max_iter 20")
     before = {path: path.read_bytes() for path in runs.outputs("run").rglob("*.*")}
@@ -245,6 +250,7 @@ def test_replacing_a_run_by_the_checkpoint_of_another_leaves_none_of_its_own_to_
     assert "resumed at iteration 30" in runs.run("run", NO_PICTURES, "--max_iter 32").stdout
 
 
+@pytest.mark.slow
 def test_results_of_a_run_that_is_replaced_are_set_aside(runs):
     """Whether it is replaced by the checkpoint of another run, or its checkpoints are not where --ckpt_dir says."""
     runs.run("one", NO_PICTURES, "--max_iter 20")
@@ -262,6 +268,7 @@ def test_results_of_a_run_that_is_replaced_are_set_aside(runs):
         assert {path.name for path in runs.outputs(name).iterdir() if path.is_dir()} == {"7", "30.old"}
 
 
+@pytest.mark.slow
 def test_going_back_to_an_older_checkpoint_needs_overwrite_and_forgets_what_came_later(runs):
     runs.run("whole", NO_PICTURES)
     runs.run("run", NO_PICTURES)
@@ -296,6 +303,7 @@ def test_one_checkpoint_is_kept_for_good_at_multiples_and_the_newest_that_can_be
         checkpoints.load("70000")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("old_format", [True, False])
 def test_a_checkpoint_of_the_public_repository_is_drawn_and_trained_on(runs, old_format):
     runs.run("ours", "--max_iter", 20)
@@ -326,6 +334,7 @@ def test_weights_without_an_optimiser_are_drawn_but_not_trained_on(runs):
     assert (runs.outputs("drawn") / "150000" / "traverse.png").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGUSR1"])
 def test_a_program_that_is_ended_leaves_no_half_written_file(tmp_path, name):
     code = (

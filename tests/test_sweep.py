@@ -142,6 +142,7 @@ def test_wrong_flags_of_the_sweep_or_of_any_run_are_one_line(flags, capsys):
 # Training.
 
 
+@pytest.mark.slow
 def test_a_run_of_a_sweep_gives_the_bytes_of_main_alone(runs, call):
     out, err = call("--seed", "1", "2", "--parallel", 2)
     assert out.count(": finished\n") == 2 and "2 of 2 runs" in err
@@ -149,6 +150,7 @@ def test_a_run_of_a_sweep_gives_the_bytes_of_main_alone(runs, call):
     assert_same_run(runs, "alone", "s_seed=2")
 
 
+@pytest.mark.slow
 def test_finished_runs_are_skipped_and_others_resume_and_all_are_on_the_dashboard(runs, call, monkeypatch):
     shown = set()
     send = lambda board, windows: shown.update(window["win"] for window in windows)  # noqa: E731
@@ -179,6 +181,7 @@ def test_a_run_is_finished_once_its_last_iteration_has_the_scores_asked_for(runs
     assert not finished("--max_iter", 9) and not finished("--gamma", 7)
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_is_one_line_and_the_others_are_trained(runs, call, monkeypatch):
     """One run has other settings, one is trained by this process."""
     monkeypatch.setattr(sweep, "SAVING", 0)
@@ -191,6 +194,7 @@ def test_a_run_that_fails_is_one_line_and_the_others_are_trained(runs, call, mon
     assert "s_seed=3: finished" in out and "1 of 3 runs are finished: " in out
 
 
+@pytest.mark.slow
 def test_runs_of_a_machine_share_its_cores_and_take_one_of_several_gpus_each(runs, call, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5")
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
@@ -212,6 +216,7 @@ def test_runs_of_a_machine_share_its_cores_and_take_one_of_several_gpus_each(run
 # Killed.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_lets_the_runs_save(runs, start, number):
     process = start("--seed", "1,2", *LONG)
@@ -224,6 +229,7 @@ def test_a_signal_lets_the_runs_save(runs, start, number):
     assert not runs.outputs("s_seed=2").exists()
 
 
+@pytest.mark.slow
 def test_the_runs_of_a_killed_sweep_save_and_end_and_a_second_call_goes_on(runs, start, call):
     process = start("--seed", "1,2", "--parallel", 2, *LONG)
     wait_until(lambda: training(runs, "s_seed=1", "s_seed=2"))
@@ -237,6 +243,7 @@ def test_the_runs_of_a_killed_sweep_save_and_end_and_a_second_call_goes_on(runs,
     assert_same_run(runs, "alone", "s_seed=1")
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_once_resumes(runs, start):
     process = start("--seed", 1, *LONG)
     wait_until(lambda: runs.checkpoint("s_seed=1").exists())
