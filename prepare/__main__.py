@@ -47,6 +47,8 @@ def parse(argv=None):
         parser.error("dSprites is 64x64 and grey: --crop, --channels and --image_size are for sets of images")
     if args.download and (args.archive is not None or not SETS[args.dataset].url):
         parser.error("--download is for sets that have an official file, and does not go with --archive")
+    if args.archive == "":  # a variable of the shell that is not set
+        parser.error("--archive names no file")
     if min(args.image_size - 1, args.crop or 0, args.num_workers) < 0:
         parser.error("--image_size must be at least 1, --crop and --num_workers at least 0")
     return args

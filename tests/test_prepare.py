@@ -249,7 +249,7 @@ def test_names_that_the_console_cannot_print_are_escaped(tmp_path):
 @pytest.mark.parametrize(
     "flags",
     """mnist|celeba --crop -1|celeba --channels 2|celeba --num_workers -1|celeba --image_size 0|celeba --archives x
-    celeba --archive=--|dsprites --crop 3|dsprites --channels 1|dsprites --image_size 32|folder --download
+    celeba --archive=--|celeba --archive=|dsprites --crop 3|dsprites --channels 1|dsprites --image_size 32|folder --download
     celeba --download --archive x""".replace("\n", "|").split("|"),
 )
 def test_flags_that_make_no_sense_are_one_line_and_status_2(flags, capsys):
