@@ -16,17 +16,11 @@ from evaluation.metrics import LEVELS
 from model import MODELS
 from solver import Solver
 from training.settings import CHOICES
-from utils import Parser, boolean, count, run_cli, within
+from utils import Parser, boolean, count, file_name, run_cli, within
 
 # Types of flags; float32 goes to about 1e38.
 whole, positive = within(count, 0, 2**62), within(count, 1, 2**62)
 weight, rate, decay = within(float, 0, 1e38), within(float, 1e-38, 1e38), within(float, 0, 1)
-
-
-def file_name(text):
-    if not text or b"\0" in os.fsencode(text):
-        raise argparse.ArgumentTypeError(f"must be a valid file name, not {text!r}")
-    return text
 
 
 def run_name(text):

@@ -114,6 +114,12 @@ def boolean(text):
     raise ValueError(f"{text!r} is neither true nor false")
 
 
+def file_name(text):
+    if not text or b"\0" in os.fsencode(text):
+        raise argparse.ArgumentTypeError(f"must be a valid file name, not {text!r}")
+    return text
+
+
 def count(text):
     """argparse type: a whole number, which may be written 1e6."""
     try:

@@ -12,7 +12,7 @@ import argparse
 import sys
 
 from prepare.sets import DATASETS, SETS, find_dsprites, find_images
-from utils import Parser, count, run_cli, say
+from utils import Parser, count, file_name, run_cli, say
 
 
 def make_parser():
@@ -26,8 +26,8 @@ def make_parser():
     add = parser.add_argument
     # fmt: off
     add("dataset", type=str.lower, choices=DATASETS, help="data set, in any case")
-    add("--dset_dir", default="data", help="folder of the data sets; of the images, for the data set folder")
-    add("--archive", help="zip, tar or folder of the images, or npz file of dSprites, if not where it is looked for")
+    add("--dset_dir", type=file_name, default="data", help="folder of the data sets; of the images, for the data set folder")
+    add("--archive", type=file_name, help="zip, tar or folder of the images, or npz file of dSprites, if not where it is looked for")
     add("--download", action="store_true", help="download the official file into dset_dir, unless it is there")
     add("--image_size", type=count, default=64, help="side of the prepared images in pixels")
     add("--crop", type=count, help="side in pixels of the centre square that is kept; 0: the whole frame; without: "
@@ -47,8 +47,6 @@ def parse(argv=None):
         parser.error("dSprites is 64x64 and grey: --crop, --channels and --image_size are for sets of images")
     if args.download and (args.archive is not None or not SETS[args.dataset].url):
         parser.error("--download is for sets that have an official file, and does not go with --archive")
-    if args.archive == "":  # a variable of the shell that is not set
-        parser.error("--archive names no file")
     if min(args.image_size - 1, args.crop or 0, args.num_workers) < 0:
         parser.error("--image_size must be at least 1, --crop and --num_workers at least 0")
     return args
