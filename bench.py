@@ -34,7 +34,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from main import make_parser, parse, positive, whole
 from model import MODELS, ConvTranspose2d, load_model
 from solver import Solver
-from utils import atomic_file, progress, run_cli, versions
+from utils import atomic_file, file_name, progress, run_cli, versions
 
 TRAINED = Path(__file__).resolve().parent / "misc/dsprites_B_smoothed.pt"
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
@@ -50,7 +50,7 @@ def bench_parser():
     add("--burst", type=positive, default=100, help="steps of a burst")
     add("--warm", type=whole, default=0,
         help="iterations to train for the trained weights; 0: take those in misc, of model B on dSprites")
-    add("--json", help="file to write the figures to")
+    add("--json", type=file_name, help="file to write the figures to")
     # fmt: on
     parser.set_defaults(model="B", objective="B", lr=5e-4, delta=1.0, viz_on=False, ckpt_name="none")
     return parser

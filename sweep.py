@@ -33,7 +33,7 @@ from evaluation import study
 from training.checkpoint import read_checkpoint
 from training.lock import lock_holder
 from training.settings import defining_flags, saved_flags
-from utils import Parser, UserError, progress, run_cli
+from utils import Parser, UserError, file_name, progress, run_cli
 from viz import dashboard
 
 # Flags of main.py that only a single run takes
@@ -62,7 +62,7 @@ def make_parser():
     parser.add_argument("--sweep_name", help="name of the sweep's folder and start of its runs' names; default: <viz_name>_sweep")
     parser.add_argument("--parallel", type=int, default=1,
         help="runs at once on this machine, which share its CPU threads unless --threads is given; default: 1")
-    parser.add_argument("--scheduler", metavar="ADDRESS",
+    parser.add_argument("--scheduler", type=file_name, metavar="ADDRESS",
         help="dask scheduler whose workers train the runs, with the same code and folders; default: this machine trains")
     # fmt: on
     for name in vars(program.make_parser().parse_args([])).keys() - SINGLE:

@@ -149,3 +149,9 @@ def test_figures_of_bench_are_medians_and_shares_of_the_product_in_the_loops_own
 def test_bench_names_a_file_that_cannot_be_written_before_it_measures(tmp_path, capsys):
     assert bench.main(["--json", str(tmp_path / "none" / "bench.json")]) == 1
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_bench_takes_no_empty_name_for_its_file(capsys):
+    with pytest.raises(SystemExit) as stop:
+        bench.parse(["--json="], bench.bench_parser())
+    assert stop.value.code == 2 and "--json: must be a valid file name" in capsys.readouterr().err

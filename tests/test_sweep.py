@@ -127,6 +127,7 @@ WRONG = [
     "--parallel 0",
     "--sweep_name ../s",
     "--sweep_name=",
+    "--scheduler=",
 ]
 
 
