@@ -16,7 +16,11 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-ENDING = ("SIGTERM", "SIGHUP", "SIGUSR1")  # the last is SLURM's warning
+ENDING = (
+    "SIGTERM",
+    "SIGHUP",
+    "SIGUSR1",
+)  # signals that end a program; the last two: terminal closed, SLURM's warning
 ACTIVE = 0.01  # nats of KL above which a latent counts as active
 
 
@@ -115,6 +119,7 @@ def boolean(text):
 
 
 def file_name(text):
+    """argparse type: the name of a file or folder, or of another machine; not empty."""
     if not text or b"\0" in os.fsencode(text):
         raise argparse.ArgumentTypeError(f"must be a valid file name, not {text!r}")
     return text

@@ -14,7 +14,7 @@ from training.checkpoint import Checkpoints
 from training.lock import LOCK, lock_run
 from training.machine import compare_machines
 from training.settings import defining_flags, other_settings, saved_flags
-from utils import UserError, atomic_file
+from utils import ENDING, UserError, atomic_file
 
 
 class RunFolder:
@@ -130,14 +130,14 @@ class RunFolder:
 
 
 class StopSignals:
-    """Within `with`: the first Ctrl-C, SIGTERM, SIGHUP (terminal closed) or SIGUSR1 (SLURM's warning) is kept in
-    .received, a second ends the process. Outside the main thread, where Python has no signals, it does nothing.
+    """Within `with`: the first Ctrl-C or signal of utils.ENDING is kept in .received, a second ends the process.
+    Outside the main thread, where Python has no signals, it does nothing.
 
     What comes within REPEAT seconds is no second one: launchers may send one to a process and to its group.
     """
 
     REPEAT = 0.5
-    NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
+    NAMES = ("SIGINT", *ENDING)
 
     def __enter__(self):
         self.received, self.handlers = None, {}
