@@ -16,11 +16,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-ENDING = (
-    "SIGTERM",
-    "SIGHUP",
-    "SIGUSR1",
-)  # signals that end a program; the last two: terminal closed, SLURM's warning
+# Signals that end a program; the last two: terminal closed, SLURM's warning
+ENDING = ("SIGTERM", "SIGHUP", "SIGUSR1")
 ACTIVE = 0.01  # nats of KL above which a latent counts as active
 
 
