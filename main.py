@@ -72,7 +72,7 @@ def add_training_flags(parser):
     add("--C_stop_iter", type=positive, default=10**5, help="B, restart: iterations from C_start to C_max; 1e5 (Burgess et al.)")
     add("--delta", type=weight, default=0.0, help="B, restart: width of the pseudo-Huber smoothing of |KL - C|; 0: none (Burgess et al.)")
     add("--restart_iter", type=positive, default=10_000, help="restart: iteration at which the encoder is reinitialised")
-    add("--restart_beta", type=rate, default=0.2, help="restart: weight, after the restart, of the KL without its total correlation")
+    add("--restart_beta", type=rate, default=0.3, help="restart: weight, after the restart, of the KL without its total correlation")
     add("--weak_iters", type=positive, default=9000, help="restart: iterations after the restart for which the total correlation has this weight too")
     add("--rise_iters", type=positive, default=8000, help="restart: iterations over which the weight of the total correlation then rises to beta")
     add("--dist", choices=CHOICES["dist"],

@@ -116,15 +116,16 @@ def objective_restart(
     x, x_recon, mu, logvar, z, step, *, dist, gamma, C_start, C_max, C_stop_iter, delta,
     restart_iter, restart_beta, weak_iters, rise_iters, beta,
 ):  # fmt: skip
-    """Objective B up to restart_iter, where Solver.restart_encoder is called; then TC (misc/capacity.md).
+    """Objective B + beta total correlation up to restart_iter, where Solver.restart_encoder is called; then TC (misc/capacity.md).
 
-    restart_beta: weight of the rest of the KL after the restart; beta: final weight of the total correlation.
+    restart_beta: weight of the rest of the KL after the restart; beta: weight of the total correlation, at the end too.
     """
     batch = (x, x_recon, mu, logvar, z, step)
     if step <= restart_iter:
-        return objective_B(
+        loss, terms = objective_B(
             *batch, dist=dist, gamma=gamma, C_start=C_start, C_max=C_max, C_stop_iter=C_stop_iter, delta=delta
         )
+        return loss + beta * total_correlation(z, mu, logvar), terms  # else x and y may end up along the diagonals
     beta = tc_weight(step, restart_iter, restart_beta, weak_iters, rise_iters, beta)
     loss, terms = objective_TC(*batch, dist=dist, beta=beta, kl_weight=restart_beta)
     kld = terms.pop("kld")
