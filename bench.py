@@ -6,7 +6,7 @@
 Takes the flags of main.py, which say what is trained. Bursts of two loops take turns in one process, so that a noisy machine
 slows both alike:
     plain     float32 images in memory, DataLoader, torch's layers, NCHW, an optimiser that is not fused
-    Solver    a step of main.py: next_indices, data.batch, training_step
+    Solver    a step of main.py: batches, data.batch, training_step
 Each runs at fresh and at trained weights: gradients of trained networks hold denormal numbers, which slow a CPU down unless
 they are flushed to zero, as main.py has it. The learning rate is so small that the weights stay as they are. Both loops keep
 freed memory (training/machine.py); a plain loop in a process of its own is slower still. Shares are of the rate of a
@@ -157,7 +157,7 @@ def measure(args):
 
         def solver_step():  # of Solver.loop, without log and pictures
             solver.iter += 1
-            solver.training_step(solver.data.batch(solver.next_indices()))
+            solver.training_step(solver.data.batch(solver.batches[solver.iter]))
 
         def run(loop, step, n):
             return threads[loop].submit(seconds, step, n, solver.device).result()

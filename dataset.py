@@ -10,7 +10,7 @@ from prepare import dsprites
 from prepare.sets import DATASETS, MOST_WORKERS, default_distribution, describe, find_dsprites, find_images
 from utils import UserError, say
 
-__all__ = ["DATASETS", "MOST_WORKERS", "DSprites", "Images", "default_distribution", "return_data"]
+__all__ = ["DATASETS", "MOST_WORKERS", "Batches", "DSprites", "Images", "default_distribution", "return_data"]
 
 
 def return_data(args, device="cpu"):
@@ -90,3 +90,27 @@ class Images:
     def batch(self, indices):
         rows = self.images.index_select(0, indices.to(self.images.device))  # faster than [indices]
         return rows.to(self.device).float().div_(255)  # B, C, size, size
+
+
+def epoch_order(seed, epoch, n):
+    """The order of n images in an epoch: int64 (n,), a function of its arguments alone."""
+    return torch.from_numpy(np.random.default_rng((seed, epoch)).permutation(n))
+
+
+class Batches:
+    """batches[i]: indices, int64 (size,) on device, of the images of iteration i = 1, 2, ..
+
+    An epoch is a new permutation of the n images, less its last partial batch.
+    """
+
+    def __init__(self, n, size, seed, device="cpu"):
+        if n < size:
+            raise UserError(f"{n} images are fewer than one batch of {size}")
+        self.n, self.size, self.seed, self.device = n, size, seed, device
+        self.epoch = None  # that of self.order
+
+    def __getitem__(self, iteration):
+        epoch, batch = divmod(iteration - 1, self.n // self.size)
+        if epoch != self.epoch:
+            self.epoch, self.order = epoch, epoch_order(self.seed, epoch, self.n).to(self.device)
+        return self.order[batch * self.size :][: self.size]

@@ -165,6 +165,13 @@ class BetaVAE_FC(BetaVAE):
 MODELS = {"H": BetaVAE_H, "B": BetaVAE_B, "FC": BetaVAE_FC}
 
 
+def build_net(model, z_dim, nc, seed):
+    """A network of MODELS with new weights drawn from seed; torch's own random numbers stay as they were."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return MODELS[model](z_dim, nc)
+
+
 def load_model(path):
     """Loads the network of a checkpoint, of this project or of 1Konny/Beta-VAE, on the CPU and in eval mode.
 

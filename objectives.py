@@ -125,7 +125,9 @@ def objective_restart(
         loss, terms = objective_B(
             *batch, dist=dist, gamma=gamma, C_start=C_start, C_max=C_max, C_stop_iter=C_stop_iter, delta=delta
         )
-        return loss + beta * total_correlation(z, mu, logvar), terms  # else x and y may end up along the diagonals
+        return loss + beta * total_correlation(
+            z, mu, logvar
+        ), terms  # else x and y may end up along the diagonals
     beta = tc_weight(step, restart_iter, restart_beta, weak_iters, rise_iters, beta)
     loss, terms = objective_TC(*batch, dist=dist, beta=beta, kl_weight=restart_beta)
     kld = terms.pop("kld")

@@ -6,15 +6,15 @@ import torch
 from tqdm import tqdm
 
 import objectives
-from dataset import return_data
+from dataset import Batches, return_data
 from evaluation.evaluator import Evaluator, read_image
-from model import MODELS, restart
+from model import MODELS, build_net, restart
 from training.checkpoint import Checkpoints, load_noise, load_optimizer
 from training.log import Log, Window
 from training.machine import keep_freed_memory, machine, set_up_device
 from training.run import RunFolder, StopSignals
 from training.settings import FLAGS_OF
-from utils import ACTIVE, UserError, epoch_order, first_line, progress, show_traceback, stream_seed
+from utils import ACTIVE, UserError, first_line, progress, show_traceback, stream_seed
 from viz import figures
 from viz.dashboard import Dashboard
 
@@ -50,9 +50,7 @@ class Solver:
         args.image_size = MODELS[args.model].image_size
         self.data = return_data(args, self.device)
         keep_freed_memory()  # only now: preparing the data may have taken much more memory than training does
-        self.batches, self.epoch = len(self.data) // args.batch_size, None
-        if not self.batches:
-            raise UserError(f"{len(self.data)} images are fewer than one batch of {args.batch_size}")
+        self.batches = Batches(len(self.data), args.batch_size, args.seed, self.device)
         self.net = self.fresh_net("model")
         self.optim = make_optimizer(args, self.net.parameters(), self.device)
         self.distribution = args.dist or self.data.distribution
@@ -75,9 +73,8 @@ class Solver:
 
     def fresh_net(self, stream):
         """A network with new weights, from the stream of random numbers of that name."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(stream_seed(self.args.seed, stream))
-            net = MODELS[self.args.model](self.args.z_dim, self.data.channels)
+        args = self.args
+        net = build_net(args.model, args.z_dim, self.data.channels, stream_seed(args.seed, stream))
         return net.to(self.device, memory_format=torch.channels_last)
 
     def train(self):
@@ -106,7 +103,7 @@ class Solver:
                 if self.iter in self.restarts:
                     self.restart_encoder()
                 self.iter += 1
-                x = self.data.batch(self.next_indices())  # B, C, H, W
+                x = self.data.batch(self.batches[self.iter])  # B, C, H, W
                 self.training_step(x)
                 bar.update()
 
@@ -124,14 +121,6 @@ class Solver:
         what = "finished" if self.iter == args.max_iter else "stopped"
         print(f"{what} at iteration {self.iter:,}; saved in {self.checkpoints.folder}")
         return stop.received
-
-    def next_indices(self):
-        """Indices (B,) of the images of this iteration. An epoch is a new permutation, less its last partial batch."""
-        epoch, batch = divmod(self.iter - 1, self.batches)
-        if epoch != self.epoch:
-            order = epoch_order(self.args.seed, epoch, len(self.data))
-            self.epoch, self.order = epoch, order.to(self.device)
-        return self.order[batch * self.args.batch_size :][: self.args.batch_size]
 
     def training_step(self, x):
         """One optimiser step on a batch of images x (B, C, H, W). Nothing in it waits for the device."""
@@ -155,7 +144,7 @@ class Solver:
 
     def restart_encoder(self):
         """Gives the encoder and inactive latents new weights (model.restart), and clears the optimiser's state."""
-        inactive = torch.tensor(self.latent_kld(), device=self.device) < ACTIVE  # z_dim
+        inactive = torch.tensor(self.window.latent_kld(), device=self.device) < ACTIVE  # z_dim
         restart(self.net, self.fresh_net("restart"), inactive)
         self.optim.state.clear()
         tqdm.write(f"[{self.iter:,}] encoder restarted; {int(inactive.sum())} latents were inactive")
@@ -178,11 +167,6 @@ class Solver:
         self.window.close(self.log.append(self.iter, self.window.means().values()))
         self.dashboard.update(self.iter)
 
-    def latent_kld(self):
-        """KL of each latent in nats, as in the log; None before the first step."""
-        means = self.window.means()
-        return [means[f"kld_{j}"] for j in range(self.args.z_dim)] if means else None
-
     def display(self):
         """Prints the current averages and draws the pictures; a failing picture does not stop training."""
         self.check_finite()  # or there is nothing to draw
@@ -192,18 +176,19 @@ class Solver:
                 self.draw()
         except Exception as error:
             show_traceback(error)
-            what = f"{type(error).__name__}: {first_line(error)}"
-            tqdm.write(f"could not draw pictures at {self.iter:,}, training continues: {what}")
+            tqdm.write(
+                f"no pictures at {self.iter:,}, training continues: {type(error).__name__}: {first_line(error)}"
+            )
 
     def draw(self):
         """Writes the pictures of this iteration. Uses none of training's random numbers, so it does not affect training."""
         folder = self.outputs / str(self.iter)
-        top_factor = self.evaluator.draw(folder, self.latent_kld())
+        top_factor = self.evaluator.draw(folder, self.window.latent_kld())
         if (log := self.log.path).exists():
             figures.curves(log, self.outputs / "curves.png")
             figures.capacity(log, top_factor, self.outputs / "capacity.png", self.iter, self.restarts)
         if self.iter >= self.args.max_iter or not self.args.train:
-            self.evaluator.write_page(folder / "explore.html", self.args.viz_name, self.latent_kld())
+            self.evaluator.write_page(folder / "explore.html", self.args.viz_name, self.window.latent_kld())
         tqdm.write(f"pictures in {folder}")
         self.dashboard.update(self.iter)
 
@@ -212,14 +197,14 @@ class Solver:
         args, folder = self.args, self.outputs / str(self.iter)
         if args.metrics != "none":
             about = {"iter": self.iter, **self.machine}
-            self.evaluator.score(args.metrics, folder, about, self.latent_kld(), draw=args.save_output)
+            self.evaluator.score(args.metrics, folder, about, self.window.latent_kld(), draw=args.save_output)
             self.dashboard.update(self.iter)
         if args.save_output and not args.train:
             self.draw()
         if args.encode:
             self.evaluator.encode(args.encode)
         if args.image:
-            self.evaluator.draw_files(args.image, folder, self.latent_kld())
+            self.evaluator.draw_files(args.image, folder, self.window.latent_kld())
 
     # Checkpoints.
 

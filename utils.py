@@ -150,11 +150,6 @@ def stream_seed(seed, stream, start=0):
     return int(np.random.SeedSequence(seed, spawn_key=key).generate_state(1, np.uint32)[0])
 
 
-def epoch_order(seed, epoch, n):
-    """The order of n images in an epoch: int64 (n,), a function of its arguments alone."""
-    return torch.from_numpy(np.random.default_rng((seed, epoch)).permutation(n))
-
-
 def versions():
     """Versions of what the numbers of a run depend on."""
     names = ("torch", "numpy", "scikit-learn")

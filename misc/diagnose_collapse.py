@@ -12,10 +12,11 @@ import sys
 
 import torch
 
+from dataset import epoch_order
 from main import parse, positive
 from objectives import capacity, capacity_penalty, kl_divergence, reconstruction_loss
 from solver import Solver
-from utils import Parser, UserError, epoch_order, progress, run_cli
+from utils import Parser, UserError, progress, run_cli
 
 
 def square(gradients):

@@ -12,10 +12,11 @@ from torch.distributions import kl_divergence as torch_kl
 
 import objectives
 import training.settings
+from dataset import epoch_order
 from objectives import reconstruction_loss
 from solver import Solver
 from training.log import read_log
-from utils import epoch_order, stream_seed
+from utils import stream_seed
 
 # The loss of a step as a function of each flag.
 
@@ -115,7 +116,7 @@ def test_a_restart_draws_the_encoder_and_what_inactive_latents_pass_through_anew
     solver = runs.solver("run", RESTART, "--batch_size 2")
     initial, solver.iter = copy.deepcopy(solver.net.state_dict()), 1
     solver.training_step(solver.data.batch(torch.arange(2)))
-    solver.latent_kld = lambda: [{2: 0.5, 7: 0.011}.get(j, 0.009) for j in range(10)]
+    solver.window.latent_kld = lambda: [{2: 0.5, 7: 0.011}.get(j, 0.009) for j in range(10)]
     before = copy.deepcopy(solver.net.state_dict())
     solver.restart_encoder()
     after = solver.net.state_dict()
@@ -143,7 +144,7 @@ def test_three_steps_are_those_of_the_loop_that_people_write(runs):
     adam, order = torch.optim.Adam(net.parameters(), lr=1e-3), epoch_order(1, 0, len(solver.data))
     for step, C in ((1, 12.5), (2, 25), (3, 25)):
         solver.iter = step
-        solver.training_step(solver.data.batch(solver.next_indices()))
+        solver.training_step(solver.data.batch(solver.batches[solver.iter]))
         x = solver.data.batch(order[2 * step - 2 : 2 * step])
         mu, logvar = net.encode(x)
         z = mu + (logvar / 2).exp() * torch.randn(2, 10, generator=noise)
@@ -162,7 +163,7 @@ def test_each_epoch_is_a_permutation_of_its_own_whose_last_partial_batch_is_left
     assert orders[0] == orders[1] and orders[0] not in orders[2:]
     solver = runs.solver("run", "--batch_size 500000")
     solver.iter = 2
-    assert torch.equal(solver.next_indices(), epoch_order(1, 1, len(solver.data))[:500_000])
+    assert torch.equal(solver.batches[solver.iter], epoch_order(1, 1, len(solver.data))[:500_000])
 
 
 def test_weights_order_of_the_images_and_noise_each_follow_the_seed(runs):
@@ -170,7 +171,7 @@ def test_weights_order_of_the_images_and_noise_each_follow_the_seed(runs):
     for name, seed in (("one", 2), ("same", 2), ("other", 3)):
         solver = runs.solver(name, "--seed", seed)
         solver.iter, noise = 1, torch.randn(9, generator=solver.noise)
-        drawn.append([solver.net.encoder[0].weight, solver.next_indices(), noise])
+        drawn.append([solver.net.encoder[0].weight, solver.batches[solver.iter], noise])
     assert all(map(torch.equal, drawn[0], drawn[1]))
     assert not any(map(torch.equal, drawn[0], drawn[2]))
 

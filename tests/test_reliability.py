@@ -387,5 +387,5 @@ def test_iterations_beyond_2_to_the_31_go_on_with_the_right_log_epoch_and_C(copi
     assert log["iter"][-6:] == [start + i for i in (1, 3, 5, 7, 9, 10)]  # each multiple of 2, and the end
     assert log["C"][-1] == 25
     solver = copied.solver("run", "--train no")
-    solver.next_indices()
-    assert solver.epoch == (start + 9) // (737280 // 8)
+    solver.batches[solver.iter]
+    assert solver.batches.epoch == (start + 9) // (737280 // 8)

@@ -34,6 +34,10 @@ class Window:
         row = (self.sums / self.count).tolist() if self.count else self.last_row
         return dict(zip(self.columns, row or []))
 
+    def latent_kld(self):
+        """KL of each latent in nats, (z_dim,); None before the first step."""
+        return [mean for name, mean in self.means().items() if name.startswith("kld_")] or None
+
     def text(self):
         """The averages of the scalars, in a line; without those that are not defined at this step (NaN)."""
         scalars = {name: mean for name, mean in self.means().items() if not name[-1].isdecimal()}
