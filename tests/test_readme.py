@@ -175,18 +175,35 @@ def run_cells(name, iteration):
         scores = json.loads(path.read_text())
         if scores["settings"]["iter"] == iteration:
             cells |= {**shown(scores), "level": scores["settings"]["level"]}
+            names = ("shape", "scale", "orientation", "posX", "posY")
+            if "latents" in scores:
+                cells |= information_cells(
+                    [[each["information"][name] for name in names] for each in scores["latents"]]
+                )
     return cells
+
+
+def information_cells(information):
+    """Cells about the mutual information of latents and factors: z_dim rows (shape, scale, orientation, posX, posY), nats."""
+    main = {factor: max(information, key=lambda latent: latent[factor]) for factor in (3, 4, 1)}
+    shares = [f"{100 * latent[factor] / sum(latent):.0f}" for factor, latent in main.items()]
+    leak = max(latent[factor] for factor in (3, 4) for latent in information if latent is not main[factor])
+    return {"share of x, y, scale": ", ".join(shares), "leak, nats": f"{leak:.2f}"}
 
 
 def trial_cells(trial):
     """What misc/runs/trials.json says of a trial at its end."""
     iteration, recon, kl, *latents = trial["log"][-1]
-    information, shares = trial["scores"]["information"], []  # z_dim, (shape, scale, orientation, posX, posY)
-    for factor in (3, 4, 1):
-        best = max(information, key=lambda latent: latent[factor])
-        shares.append(f"{100 * best[factor] / sum(best):.0f}")
-    cells = {"iterations": f"{iteration:,}", "share of x, y, scale": ", ".join(shares)}
+    cells = {"iterations": f"{iteration:,}", **information_cells(trial["scores"]["information"])}
     return log_cells(recon, kl, latents) | shown(trial["scores"]) | cells
+
+
+def median_cells(iteration):
+    """Medians over the seeds of the recipe, of numbers as their rows show them."""
+    seeds = [run_cells(path.name, iteration) for path in RUNS.glob("dsprites_B_seed?")]
+    assert len(seeds) == 5
+    columns = [column for column in seeds[0] if all(re.fullmatch(r"[\d.]+", seed[column]) for seed in seeds)]
+    return {column: sorted((seed[column] for seed in seeds), key=float)[2] for column in columns}
 
 
 def numbers():
@@ -196,13 +213,17 @@ def numbers():
             if "trial" in row:
                 yield path.name, row, trial_cells(TRIALS[row["trial"]])
             elif "run" in row and row.get("iterations"):
-                yield path.name, row, run_cells(row["run"], int(row["iterations"].replace(",", "")))
+                iteration, median = (
+                    int(row["iterations"].replace(",", "")),
+                    row["run"] == "median of the seeds",
+                )
+                yield path.name, row, median_cells(iteration) if median else run_cells(row["run"], iteration)
 
 
 NUMBERS = list(numbers())
 SCORES = """higgins_paper higgins factor_vae mig sap modularity active_latents dci_disentanglement dci_completeness
     dci_informativeness total_correlation"""
-COLUMNS = {*log_cells(0, 0, [0]), *SCORES.split(), "level", "share of x, y, scale"}
+COLUMNS = {*log_cells(0, 0, [0]), *SCORES.split(), "level", "share of x, y, scale", "leak, nats"}
 
 
 @pytest.mark.parametrize("file, row, source", NUMBERS, ids=[f"{f} {[*r.values()][0]}" for f, r, _ in NUMBERS])
@@ -213,7 +234,10 @@ def test_the_numbers_of_a_table_are_those_of_misc_runs(file, row, source):
 
 def test_the_tables_of_all_runs_are_there():
     mentioned = {list(row.values())[0] for file, row, _ in NUMBERS if file == "results.md"}
-    assert mentioned == {*(path.name for path in RUNS.iterdir() if path.is_dir()), *TRIALS}
+    assert mentioned - {"median of the seeds"} == {
+        *(path.name for path in RUNS.iterdir() if path.is_dir()),
+        *TRIALS,
+    }
 
 
 def test_the_numbers_of_the_readmes_results_stand_in_results_md():
