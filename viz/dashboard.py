@@ -121,6 +121,9 @@ def summary(folder, name, log, iteration):
 
 def address(server, port):
     """URL of a server given as host, host:port or URL; a port in it takes precedence over port."""
+    if "@" in server:  # not quoted: it may hold a password
+        login = "visdom's own takes VISDOM_USERNAME and VISDOM_PASSWORD, a proxy's ~/.netrc"
+        raise UserError(f"the address of a visdom server must hold no login: {login}")
     try:
         parts = urlsplit(server if "//" in server else f"http://{server}")
         host = parts.netloc if parts.port else f"{parts.netloc}:{port}"
@@ -153,6 +156,7 @@ class Server:
             self.session = requests.Session()
             here = urlsplit(self.url).hostname in ("localhost", "127.0.0.1", "::1")
             self.session.trust_env = not here  # no proxy
+            self.session.auth = requests.utils.get_netrc_auth(self.url)
             if user := os.environ.get("VISDOM_USERNAME"):
                 password = hashlib.sha256(os.environ.get("VISDOM_PASSWORD", "").encode()).hexdigest()
                 self.post("", dict(username=user, password=password))
