@@ -223,6 +223,7 @@ ADDRESSES = {
     "gpu7:9000": "http://gpu7:9000",
     "https://example.org:443/vis/": "https://example.org:443/vis",
     "[::1]": "http://[::1]:8097",
+    "fe80::1": "http://[fe80::1]:8097",
 }
 
 

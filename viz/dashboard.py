@@ -8,9 +8,11 @@ sending. For a server with a login, set VISDOM_USERNAME and VISDOM_PASSWORD in t
 """
 
 import base64
+import contextlib
 import hashlib
 import html
 import io
+import ipaddress
 import json
 import logging
 import math
@@ -124,6 +126,8 @@ def address(server, port):
     if "@" in server:  # not quoted: it may hold a password
         login = "visdom's own takes VISDOM_USERNAME and VISDOM_PASSWORD, a proxy's ~/.netrc"
         raise UserError(f"the address of a visdom server must hold no login: {login}")
+    with contextlib.suppress(ValueError):
+        server = f"[{ipaddress.IPv6Address(server)}]"
     try:
         parts = urlsplit(server if "//" in server else f"http://{server}")
         host = parts.netloc if parts.port else f"{parts.netloc}:{port}"
