@@ -34,8 +34,8 @@ class Solver:
         self.machine = machine(self.device, args.precision)
         self.folder = RunFolder(args, self.machine)  # locked until train() ends
         self.outputs, self.checkpoints = self.folder.outputs, self.folder.checkpoints
-        self.dashboard = Dashboard(self.outputs, args.viz_name, args.viz_server, args.viz_port)
         try:
+            self.dashboard = Dashboard(self.outputs, args.viz_name, args.viz_server, args.viz_port)
             state = self.folder.load()
             self.build()
             if state:

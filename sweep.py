@@ -180,7 +180,7 @@ def result(run):
     """What is on disk of a run. It is finished when main.py has nothing left to train or to score."""
     numbers = None
     # Of a checkpoint that is missing, damaged or of other settings, main.py says what is wrong.
-    with contextlib.suppress(UserError, LookupError, AttributeError, TypeError):
+    with contextlib.suppress(UserError, LookupError, AttributeError, TypeError, ValueError):
         state = read_checkpoint(Path(run.args.ckpt_dir) / run.name / "last")
         same = defining_flags(saved_flags(state["arguments"])) == defining_flags(run.args)
         if same and state["iter"] >= run.args.max_iter:

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import errno
 import os
 import platform
 import secrets
@@ -171,6 +172,13 @@ def named(path):
         if error.filename:
             raise
         raise OSError(error.errno, error.strerror or str(error), str(path)) from None
+
+
+def regular(path):
+    """The path of a file to read; OSError if it is a pipe, which would be waited for, or the like."""
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return path
 
 
 @contextlib.contextmanager

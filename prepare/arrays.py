@@ -37,13 +37,14 @@ def load_array(path, crc32):
         return array if whole and file.tell() == array.offset + array.nbytes else None
 
 
-def read_manifest(path):
-    """The manifest of the array at path, a dict; empty if there is none or it is damaged."""
+def read_manifest(path, **types):
+    """The manifest of the array at path, a dict; empty if there is none or it is damaged. types: of what it must hold."""
     beside = path.with_suffix(".json")
     try:
-        return dict(json.loads(beside.read_bytes())) if beside.is_file() else {}
-    except (OSError, ValueError, TypeError):
+        manifest = dict(json.loads(beside.read_bytes())) if beside.is_file() else {}
+    except (OSError, ValueError, TypeError, RecursionError):
         return {}
+    return manifest if all(type(manifest.get(name)) is types[name] for name in types) else {}
 
 
 def write_manifest(path, manifest):

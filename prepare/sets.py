@@ -82,7 +82,7 @@ def find_images(name, dset_dir, size, archive=None, crop=None, channels=None, wo
     leave_out: folders that are not searched for images.
     """
     spec, path = SETS[name], Path(dset_dir, f"{name}_{size}x{size}.npy")
-    manifest = read_manifest(path)
+    manifest = read_manifest(path, crop=int, channels=int, count=int, crc32=int, source=str)
     before = Path(dset_dir, manifest.get("source", "nowhere"))
     source = archive or (before if before.exists() else None)  # None: the array is all that training needs
     settings = {
@@ -95,9 +95,10 @@ def find_images(name, dset_dir, size, archive=None, crop=None, channels=None, wo
     images = None if changed else load_array(path, manifest.get("crc32"))
     if images is None:
         fault = f"was made from other images or settings ({', '.join(changed)})" if changed else "is damaged"
+        fault = fault if manifest else f"has no manifest, or a damaged one ({path.with_suffix('.json').name})"
         source = source or first_there(name, dset_dir)
         if source is None:
-            gone = f"{path} {fault}, and its images are gone: " if manifest else ""
+            gone = f"{path} {fault}, and its images are gone: " if path.exists() else ""
             raise UserError(gone + how_to_get(name, dset_dir))
         if path.exists():
             say(f"{path} {fault}: making it again")
@@ -147,7 +148,7 @@ def find_dsprites(dset_dir, npz=None):
     """
     npz = npz or first_there("dsprites", dset_dir)
     path = Path(dset_dir, "dsprites_official_64x64_packed.npy")
-    kind, crc32 = "official", read_manifest(path).get("crc32")
+    kind, crc32 = "official", read_manifest(path, crc32=int).get("crc32")
     packed = load_array(path, crc32)
     if packed is None and not npz:
         path = Path(dset_dir, "dsprites_64x64_packed.npy")

@@ -19,6 +19,7 @@ from PIL import Image
 
 from browser import chromium, look, unavailable
 from helpers import ROOT, assert_same_run
+from training.lock import lock_holder
 from training.log import read_log
 from utils import UserError
 from viz import dashboard
@@ -222,6 +223,7 @@ ADDRESSES = {
     "gpu7:9000": "http://gpu7:9000",
     "https://example.org:443/vis/": "https://example.org:443/vis",
     "[::1]": "http://[::1]:8097",
+    "fe80::1": "http://[fe80::1]:8097",
 }
 
 
@@ -231,6 +233,23 @@ def test_a_server_is_given_as_host_or_address_or_one_line_says_that_it_is_none()
     for server in ("http://", "gpu7:many", "[::1"):
         with pytest.raises(UserError, match="is no address of a visdom server"):
             dashboard.address(server, 8097)
+
+
+@pytest.mark.parametrize("server", ["http://me:secret@gpu7", "me:secret@[gpu7"])
+def test_an_address_with_a_login_is_refused_without_a_trace_of_it(runs, server):
+    assert "secret" not in (error := runs.refused("run", "--viz_server", server)) and "~/.netrc" in error
+    assert not [path for path in runs.folder.glob("*/run/*") if b"secret" in path.read_bytes()]
+    assert lock_holder(runs.outputs("run")) is None
+
+
+def test_the_login_of_a_proxy_is_taken_from_netrc(tmp_path, monkeypatch):
+    (tmp_path / "netrc").write_text("machine 127.0.0.1 login me password secret")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    with answering(403) as port:
+        board = Dashboard(write_run(tmp_path), "run", "127.0.0.1", port)
+        with pytest.raises(UserError):
+            board.server.post("events", {})
+    assert board.server.session.auth == ("me", "secret")
 
 
 def test_runs_do_not_share_an_environment_and_its_name_is_one_that_pages_and_files_can_have():

@@ -154,6 +154,16 @@ def test_page_is_one_file_that_loads_nothing(tmp_path):
     assert path.stat().st_size < 1e6
 
 
+@pytest.mark.parametrize("value", [1e5, float("nan")])
+def test_a_weight_that_float16_cannot_hold_is_one_line_and_no_page_is_written(tmp_path, value):
+    net = BetaVAE_B()
+    with torch.no_grad():
+        net.decoder[0].weight[0, 0] = value
+    with pytest.raises(UserError, match="no page: a weight"):
+        explore.write_page(tmp_path / "a.html", net, torch.rand(1, 1, 64, 64), torch.zeros(1, 10), KLD)
+    assert not list(tmp_path.iterdir())
+
+
 def stack(*layers):
     return nn.Sequential(nn.Linear(10, 4096), nn.Unflatten(1, (1, 64, 64)), *layers)
 

@@ -1,9 +1,13 @@
 """The scripts of the experiments in misc/."""
 
+import os
+
 import pytest
 
+from evaluation import study
 from helpers import ROOT
 from misc import compare, diagnose_collapse
+from viz import dashboard
 
 
 @pytest.mark.slow
@@ -34,6 +38,21 @@ def test_a_run_is_read_from_its_first_row_below_a_loss_to_its_last():
 def test_runs_are_compared_in_one_picture(tmp_path):
     assert compare.main([*RUNS, "--out", str(tmp_path / "new" / "compare.png")]) == 0
     assert (tmp_path / "new" / "compare.png").stat().st_size > 10_000
+
+
+def test_a_pipe_in_a_runs_folder_is_not_waited_for(tmp_path, capsys):
+    pipes = [tmp_path / name for name in ("log.csv", "args.json", "1/metrics.json")]
+    (tmp_path / "1").mkdir()
+    for pipe in pipes:
+        os.mkfifo(pipe)
+    for program in (compare, dashboard):
+        assert program.main([str(tmp_path)]) == 1
+        error = capsys.readouterr().err
+        assert f"{program.__name__.split('.')[-1]}" in error and error.count("\n") == 1
+    assert study.iterations(tmp_path) == 0
+    pipes[0].unlink()
+    pipes[0].write_text("iter,recon_loss,total_kld\n1,2,3\n")
+    assert study.read_numbers(tmp_path) and study.read_numbers(tmp_path, "full") is None
 
 
 @pytest.mark.parametrize("flags", ["--labels one", "--to_recon 1", "--out picture", "none", "other"])

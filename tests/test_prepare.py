@@ -119,6 +119,26 @@ def test_an_array_whose_header_lies_is_not_believed(tmp_path, header):
     assert arrays.load_array(path, arrays.zlib.crc32(bytes(100))) is None
 
 
+@pytest.mark.parametrize(
+    "key, value",
+    [("source", ["x"]), ("count", None), ("count", "3"), ("crop", 1.0), ("crc32", 1.0), ("channels", {})],
+)
+def test_a_manifest_of_wrong_types_is_made_again_or_named_if_the_images_are_gone(
+    tmp_path, key, value, capsys
+):
+    source = write_zip(tmp_path / "img_align_celeba.zip", {"a.jpg": encoded(photo())})
+    images, manifest = prepared(tmp_path)
+    beside = tmp_path / "celeba_64x64.json"
+    crc32 = {"crc32": float(manifest["crc32"])} if key == "crc32" else {key: value}
+    for wrong in ({**manifest, **crc32}, {name: manifest[name] for name in manifest if name != key}):
+        beside.write_text(json.dumps(wrong))
+        assert (prepared(tmp_path)[0] == images).all() and json.loads(beside.read_text()) == manifest
+        assert "damaged one (celeba_64x64.json): making it again" in capsys.readouterr().out
+    source.unlink()
+    beside.write_text(json.dumps(wrong))
+    assert "(celeba_64x64.json), and its images are gone" in refusal(capsys, "celeba", "--dset_dir", tmp_path)
+
+
 # Sizes and further sets.
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from utils import UserError, atomic_file
+from utils import UserError, atomic_file, regular
 
 LOCK = "lock"  # the file that training locks in each folder of a run; lock.pid says which process has it
 NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}  # from file systems without locks
@@ -56,6 +56,6 @@ def lock_holder(folder):
 
 def holder_of(folder):
     try:
-        return (Path(folder) / f"{LOCK}.pid").read_text()
+        return regular(Path(folder) / f"{LOCK}.pid").read_text()
     except OSError:
         return "a process that has just started"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from utils import UserError, atomic_file, named
+from utils import UserError, atomic_file, named, regular
 
 
 class Window:
@@ -108,7 +108,7 @@ class Log:
 def read_log(path):
     """Reads log.csv as {column: list of floats}; what is empty there is NaN. UserError if it is no table of numbers."""
     try:
-        with open(path, newline="") as file:
+        with open(regular(Path(path)), newline="") as file:
             header, *rows = csv.reader(file)
         rows = [row for row in rows if len(row) == len(header)]  # a run may be writing the last one
         columns = dict(zip(header, zip(*rows))) if rows else dict.fromkeys(header, ())

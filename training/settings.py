@@ -18,6 +18,10 @@ FLAGS_OF = {  # flags that count with one optimiser, or one objective, only
     "adagrad": [],
     **{name: flags_of(objective) for name, objective in OBJECTIVES.items()},
 }
+# The numbers among them: the least of each whole number (of the others 0), and what is too large
+WHOLE = {"z_dim": 1, "batch_size": 1, "C_stop_iter": 1, "restart_iter": 1, "weak_iters": 1, "rise_iters": 1}
+WHOLE |= {"seed": 0, "lr_start_iter": 0, "lr_stop_iter": 0}
+BELOW = {"z_dim": 1025, "beta1": 1, "beta2": 1}
 ADDED = {"C_start": 0.0, "lr_start_iter": 0, "lr_stop_iter": 0}  # flags that older checkpoints lack
 
 
@@ -33,10 +37,12 @@ def saved_flags(arguments):
     """The flags in a checkpoint, a dict, as a namespace; AttributeError or ValueError if main.py writes no such."""
     saved = argparse.Namespace(**{**ADDED, **arguments})
     for name, allowed in CHOICES.items():
-        if getattr(saved, name) not in [*allowed, None]:
+        if getattr(saved, name) not in (allowed if name != "dist" else [*allowed, None]):
             raise ValueError(f"its {name} is {getattr(saved, name)!r}")
     for name, value in defining_flags(saved).items():
-        if name not in CHOICES and type(value) not in (int, float):
+        kinds = (int,) if name in WHOLE else (int, float)
+        fits = type(value) in kinds and WHOLE.get(name, 0) <= value < BELOW.get(name, 1e38)
+        if name not in CHOICES and not fits:
             raise ValueError(f"its {name} is {value!r}")
     return saved
 

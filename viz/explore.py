@@ -39,7 +39,12 @@ def to_layers(decoder):
 
 def encode(weights):
     """A tensor as JSON: its values as float16, row by row, in base64."""
-    return base64.b64encode(weights.detach().cpu().half().contiguous().numpy()).decode()
+    half = weights.detach().cpu().half()
+    if not half.isfinite().all():
+        raise UserError(
+            "no page: a weight of the decoder is not finite, or above 65,504, the most that float16 holds"
+        )
+    return base64.b64encode(half.contiguous().numpy()).decode()
 
 
 def write_page(path, net, images, mu, kld, names=None, title="beta-VAE"):
