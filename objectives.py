@@ -128,6 +128,7 @@ def objective_restart(
         return loss + beta * total_correlation(
             z, mu, logvar
         ), terms  # else x and y may end up along the diagonals
+    restart_iter = 60000 if step > 60000 else restart_iter
     beta = tc_weight(step, restart_iter, restart_beta, weak_iters, rise_iters, beta)
     loss, terms = objective_TC(*batch, dist=dist, beta=beta, kl_weight=restart_beta)
     kld = terms.pop("kld")

@@ -56,7 +56,7 @@ class Solver:
         self.distribution = args.dist or self.data.distribution
         self.objective = objectives.bind(args, self.distribution)
         # iterations after which the encoder is restarted
-        self.restarts = [args.restart_iter] if "restart_iter" in FLAGS_OF[args.objective] else []
+        self.restarts = [args.restart_iter, 60000]
         self.noise = torch.Generator(self.device)
         with torch.no_grad():
             # A first loss, only to see what a step logs; of two images, since an objective may need a covariance.
