@@ -52,8 +52,7 @@ def restart(net, fresh, inactive):
 
     The decoder keeps its axes and teaches them to the new encoder; inactive latents get a fresh start. inactive: bool (z_dim,).
     """
-    net.encoder.load_state_dict(fresh.encoder.state_dict())
-    net.decoder[0].weight[:, inactive] = fresh.decoder[0].weight[:, inactive]  # features, z_dim
+    net.decoder.load_state_dict(fresh.decoder.state_dict())
 
 
 class BetaVAE(nn.Module):
