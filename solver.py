@@ -56,7 +56,7 @@ class Solver:
         self.distribution = args.dist or self.data.distribution
         self.objective = objectives.bind(args, self.distribution)
         # iterations after which the encoder is restarted
-        self.restarts = [args.restart_iter] if "restart_iter" in FLAGS_OF[args.objective] else []
+        self.restarts = []
         self.noise = torch.Generator(self.device)
         with torch.no_grad():
             # A first loss, only to see what a step logs; of two images, since an objective may need a covariance.
@@ -130,6 +130,9 @@ class Solver:
         loss, terms = self.compute_loss(x)
         self.optim.zero_grad()
         loss.backward()
+        if self.iter > args.restart_iter and self.iter % 5:
+            for p in self.net.decoder.parameters():
+                p.grad = None
         self.optim.step()
         self.window.add(terms)
         bad = (self.first_nonfinite == 0) & ~loss.isfinite()
