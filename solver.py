@@ -1,6 +1,7 @@
 """One run: builds or loads the network, trains it, and decides when to log, save and draw."""
 
 import contextlib
+import os
 
 import torch
 from tqdm import tqdm
@@ -56,7 +57,7 @@ class Solver:
         self.distribution = args.dist or self.data.distribution
         self.objective = objectives.bind(args, self.distribution)
         # iterations after which the encoder is restarted
-        self.restarts = [args.restart_iter] if "restart_iter" in FLAGS_OF[args.objective] else []
+        self.restarts = [args.restart_iter, int(os.environ["N2"])]
         self.noise = torch.Generator(self.device)
         with torch.no_grad():
             # A first loss, only to see what a step logs; of two images, since an objective may need a covariance.
@@ -145,7 +146,10 @@ class Solver:
     def restart_encoder(self):
         """Gives the encoder and inactive latents new weights (model.restart), and clears the optimiser's state."""
         inactive = torch.tensor(self.window.latent_kld(), device=self.device) < ACTIVE  # z_dim
-        restart(self.net, self.fresh_net("restart"), inactive)
+        if self.iter == self.args.restart_iter:
+            restart(self.net, self.fresh_net("restart"), inactive)
+        else:
+            self.net.decoder.load_state_dict(self.fresh_net("restart").decoder.state_dict())
         self.optim.state.clear()
         tqdm.write(f"[{self.iter:,}] encoder restarted; {int(inactive.sum())} latents were inactive")
 
