@@ -56,7 +56,7 @@ class Solver:
         self.distribution = args.dist or self.data.distribution
         self.objective = objectives.bind(args, self.distribution)
         # iterations after which the encoder is restarted
-        self.restarts = []
+        self.restarts = [args.restart_iter]
         self.noise = torch.Generator(self.device)
         with torch.no_grad():
             # A first loss, only to see what a step logs; of two images, since an objective may need a covariance.
@@ -147,10 +147,7 @@ class Solver:
 
     def restart_encoder(self):
         """Gives the encoder and inactive latents new weights (model.restart), and clears the optimiser's state."""
-        inactive = torch.tensor(self.window.latent_kld(), device=self.device) < ACTIVE  # z_dim
-        restart(self.net, self.fresh_net("restart"), inactive)
         self.optim.state.clear()
-        tqdm.write(f"[{self.iter:,}] encoder restarted; {int(inactive.sum())} latents were inactive")
 
     def check_finite(self):
         """Raises UserError if a loss, a weight or an average of the optimiser is not finite. Waits for the device."""
