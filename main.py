@@ -76,7 +76,7 @@ def add_training_flags(parser):
     add("--weak_iters", type=positive, default=9000, help="restart: iterations after the restart for which the total correlation has this weight too")
     add("--rise_iters", type=positive, default=8000, help="restart: iterations over which the weight of the total correlation then rises to beta")
     add("--dist", choices=CHOICES["dist"],
-        help="p(x|z) of a pixel; if not given: bernoulli for dsprites and 3dchairs, gaussian for celeba and folder")
+        help="p(x|z) of a pixel; if not given: bernoulli for dsprites and 3dchairs, gaussian for others")
 
     add = parser.add_argument_group("network").add_argument
     add("--model", choices=CHOICES["model"], default="H", help="H convolutional, FC fully connected (Higgins et al.), B convolutional (Burgess et al.)")

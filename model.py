@@ -37,7 +37,8 @@ def kaiming_init(module):
     else:
         fan_in = module.weight[0].numel()
     nn.init.normal_(module.weight, std=math.sqrt(2 / fan_in))
-    nn.init.zeros_(module.bias)
+    if module.bias is not None:
+        nn.init.zeros_(module.bias)
 
 
 def reparameterise(mu, logvar, generator=None):
@@ -60,7 +61,8 @@ class BetaVAE(nn.Module):
     """What all models share. To add one: a subclass with __init__(z_dim, nc), named in MODELS.
 
     It sets self.encoder and self.decoder, each an nn.Sequential. The decoder starts with a layer whose weight is
-    (features, z_dim), which restart() and load_model() look at.
+    (features, z_dim), which restart() and load_model() look at. Neither holds batch norm or dropout: pictures and scores
+    during training take the network as it is, and dropout's random numbers are not saved.
     """
 
     image_size = 64  # width and height, in pixels, of the images that the network takes
@@ -175,14 +177,16 @@ def build_net(model, z_dim, nc, seed):
 def load_model(path):
     """Loads the network of a checkpoint, of this project or of 1Konny/Beta-VAE, on the CPU and in eval mode.
 
-    Model, z_dim and channels are inferred from the weights. Raises a one-line UserError if they are of no such network.
+    z_dim and channels are inferred from the weights, and so is the model where no --model stands in the checkpoint.
+    Raises a one-line UserError if they are of no such network.
     """
-    weights = read_checkpoint(path)["model_states"]["net"]
-    for build in MODELS.values():
+    state = read_checkpoint(path)
+    weights, name = state["model_states"]["net"], (state["arguments"] or {}).get("model")
+    for build in [MODELS[name]] if name in MODELS else MODELS.values():
         try:
-            # bias of the last layer: nc values, or nc 4096 where it is linear
+            # bias of the last layer: nc values, or one for each pixel where it is linear
             outputs = list(weights.values())[-1].numel()
-            net = build(weights["decoder.0.weight"].shape[1], outputs // 4096 or outputs)
+            net = build(weights["decoder.0.weight"].shape[1], outputs // build.image_size**2 or outputs)
             net.load_state_dict(weights)
             return net.eval()
         except (AttributeError, LookupError, RuntimeError):

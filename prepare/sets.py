@@ -20,7 +20,7 @@ RUNS = ("outputs", "checkpoints")  # where main.py writes by default
 
 
 class DataSet(NamedTuple):
-    """What is particular to a data set."""
+    """What is particular to a data set. Its key in SETS is lower-case."""
 
     title: str
     places: tuple  # where its images may lie below --dset_dir; archives first: a folder may be half unpacked

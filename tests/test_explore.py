@@ -174,6 +174,7 @@ def stack(*layers):
         (stack(nn.LeakyReLU()), "LeakyReLU"),
         (stack(nn.Linear(64, 64)), "in_features=64, out_features=64"),  # of rows
         (stack(nn.ConvTranspose2d(1, 1, 3, dilation=2)), "dilation"),
+        (stack(nn.ConvTranspose2d(1, 1, 3, 2, output_padding=1)), "output_padding"),
     ],
 )
 def test_a_decoder_that_the_page_cannot_run_is_named_and_no_page_written(tmp_path, decoder, named):

@@ -1,8 +1,9 @@
 import pytest
 import torch
+from torch import nn
 
 from helpers import ROOT
-from model import BetaVAE_B, BetaVAE_FC, BetaVAE_H, load_model
+from model import MODELS, BetaVAE, BetaVAE_B, BetaVAE_FC, BetaVAE_H, kaiming_init, load_model
 from utils import UserError
 
 # Position and shape of each weight in public checkpoints; (out, in) or (out, in, 4, 4), transposed convs (in, out, 4, 4).
@@ -46,6 +47,36 @@ def test_load_model_gives_the_network_of_any_checkpoint_in_eval_mode(tmp_path, c
     torch.testing.assert_close(loaded.encode(x)[0], net.encode(x)[0])
     x_recon, mu, logvar, z = loaded(x)
     assert x_recon.shape == x.shape and mu.shape == logvar.shape == z.shape == (2, z_dim)
+
+
+class Wide(BetaVAE_H):
+    """Another network than H, with weights of the same shapes."""
+
+    def encode(self, x):
+        return super().encode(x[..., ::2, ::2])
+
+
+class Small(BetaVAE):
+    """A fully connected network of another size, and without biases inside."""
+
+    image_size = 32
+
+    def __init__(self, z_dim=4, nc=1):
+        super().__init__()
+        self.encoder = nn.Sequential(nn.Flatten(), nn.Linear(nc * 1024, 2 * z_dim, bias=False))
+        self.decoder = nn.Sequential(nn.Linear(z_dim, nc * 1024), nn.Unflatten(1, (nc, 32, 32)))
+        self.apply(kaiming_init)
+
+
+@pytest.mark.parametrize("cls, nc", [(Wide, 3), (Small, 2)])
+def test_load_model_gives_a_network_that_a_user_has_added(tmp_path, monkeypatch, cls, nc):
+    monkeypatch.setitem(MODELS, "mine", cls)
+    net = cls(4, nc)
+    state = {"iter": 1, "model_states": {"net": net.state_dict()}, "arguments": {"model": "mine"}}
+    torch.save(state, tmp_path / "last")
+    loaded, z = load_model(tmp_path / "last"), torch.randn(2, 4)
+    assert type(loaded) is cls
+    torch.testing.assert_close(loaded.decode(z), net.decode(z))
 
 
 def test_what_is_decoded_is_z_whose_noise_comes_from_the_generator_alone_and_mu_comes_before_logvar():

@@ -30,6 +30,14 @@ def test_the_fast_transposed_conv_equals_torchs_in_output_and_gradients(shape, l
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5 * b.abs().max().item())
 
 
+@pytest.mark.parametrize(
+    "options", [dict(output_padding=1), dict(dilation=2), dict(groups=4), dict(bias=False)]
+)
+def test_the_transposed_conv_takes_torchs_own_way_with_options_that_no_model_here_uses(options):
+    layer, x = ConvTranspose2d(4, 4, 3, 2, 1, **options), torch.randn(2, 4, 5, 5)
+    torch.testing.assert_close(layer(x), nn.ConvTranspose2d.forward(layer, x))
+
+
 def test_a_bf16_step_computes_in_bfloat16_and_has_the_loss_and_gradient_of_a_float32_step(runs):
     """At trained weights: loss within 1 %, an angle between the gradients of less than 8 degrees (cosine 0.99)."""
     losses, gradients, inside = [], [], []

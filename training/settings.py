@@ -39,8 +39,14 @@ def saved_flags(arguments):
     for name, allowed in CHOICES.items():
         if getattr(saved, name) not in (allowed if name != "dist" else [*allowed, None]):
             raise ValueError(f"its {name} is {getattr(saved, name)!r}")
-    for name, value in defining_flags(saved).items():
-        kinds = (int,) if name in WHOLE else (int, float)
+    try:
+        flags = defining_flags(saved)
+    except AttributeError as error:
+        raise ValueError(
+            f"it has no flag {error.name}: a new one needs a value for old runs in ADDED, training/settings.py"
+        )
+    for name, value in flags.items():
+        kinds = (int,) if name in WHOLE else (bool, int, float)
         fits = type(value) in kinds and WHOLE.get(name, 0) <= value < BELOW.get(name, 1e38)
         if name not in CHOICES and not fits:
             raise ValueError(f"its {name} is {value!r}")

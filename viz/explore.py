@@ -27,7 +27,9 @@ def to_layers(decoder):
                 for name in ("weight", "bias"):  # from C, H, W to H, W, C
                     linear[name] = linear[name].unflatten(-1, size).movedim(-3, -1)
                 flat = False
-            case nn.ConvTranspose2d(bias=torch.Tensor(), groups=1, dilation=(1, 1)) if not flat:
+            case nn.ConvTranspose2d(
+                bias=torch.Tensor(), groups=1, dilation=(1, 1), output_padding=(0, 0)
+            ) if not flat:
                 sizes = dict(k=module.kernel_size[0], stride=module.stride[0], padding=module.padding[0])
                 layers.append(dict(**sizes, weight=module.weight.permute(0, 2, 3, 1), bias=module.bias))
             case nn.ReLU() | nn.Tanh():
