@@ -33,6 +33,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from main import make_parser, parse, positive, whole
 from model import MODELS, ConvTranspose2d, load_model
+from optimizers import Muon
 from solver import Solver
 from utils import atomic_file, file_name, progress, run_cli, versions
 
@@ -66,7 +67,7 @@ class Plain:
             if isinstance(layer, ConvTranspose2d):
                 layer.__class__ = torch.nn.ConvTranspose2d
         self.net.to(self.device)
-        optimizer = {"adam": torch.optim.Adam, "adagrad": torch.optim.Adagrad}[args.optimizer]
+        optimizer = {"adam": torch.optim.Adam, "adagrad": torch.optim.Adagrad, "muon": Muon}[args.optimizer]
         self.optim = optimizer(self.net.parameters(), lr=args.lr)
         self.objective, self.noise, self.iter = solver.objective, None, 0
         chosen = torch.randperm(len(data))[:images].split(64)

@@ -64,17 +64,16 @@ def add_training_flags(parser):
     add = parser.add_argument_group("objective (the loss is in nats, summed over pixels and latents; so is C)").add_argument
     add("--objective", choices=CHOICES["objective"], default="H",
         help="H: beta * KL (Higgins et al. eq. 4); B: gamma * |KL - C| (Burgess et al. eq. 8); TC: KL + (beta - 1) * total "
-             "correlation (Chen et al.); restart: B, then a new encoder and TC (misc/capacity.md)")
-    add("--beta", type=weight, default=4.0, help="H: weight of the KL, 4 on dSprites (Higgins et al.); TC, restart: weight of the total correlation")
-    add("--gamma", type=weight, default=1000.0, help="B, restart: weight of |KL - C|; 1000 (Burgess et al.)")
-    add("--C_start", type=weight, default=0.0, help="B, restart: C at the start; 0 (Burgess et al.)")
-    add("--C_max", type=weight, default=25.0, help="B, restart: C at the end; dSprites 25, CelebA 50 (Burgess et al.)")
-    add("--C_stop_iter", type=positive, default=10**5, help="B, restart: iterations from C_start to C_max; 1e5 (Burgess et al.)")
-    add("--delta", type=weight, default=0.0, help="B, restart: width of the pseudo-Huber smoothing of |KL - C|; 0: none (Burgess et al.)")
-    add("--restart_iter", type=positive, default=10_000, help="restart: iteration at which the encoder is reinitialised")
-    add("--restart_beta", type=rate, default=0.3, help="restart: weight, after the restart, of the KL without its total correlation")
-    add("--weak_iters", type=positive, default=9000, help="restart: iterations after the restart for which the total correlation has this weight too")
-    add("--rise_iters", type=positive, default=8000, help="restart: iterations over which the weight of the total correlation then rises to beta")
+             "correlation (Chen et al.); B_TC: B while C grows, then TC (misc/capacity.md)")
+    add("--beta", type=weight, default=4.0, help="H: weight of the KL, 4 on dSprites (Higgins et al.); TC, B_TC: weight of the total correlation")
+    add("--gamma", type=weight, default=1000.0, help="B, B_TC: weight of |KL - C|; 1000 (Burgess et al.)")
+    add("--C_start", type=weight, default=0.0, help="B, B_TC: C at the start; 0 (Burgess et al.)")
+    add("--C_max", type=weight, default=25.0, help="B, B_TC: C at the end; dSprites 25, CelebA 50 (Burgess et al.)")
+    add("--C_stop_iter", type=positive, default=10**5, help="B, B_TC: iterations from C_start to C_max; 1e5 (Burgess et al.)")
+    add("--delta", type=weight, default=0.0, help="B, B_TC: width of the pseudo-Huber smoothing of |KL - C|; 0: none (Burgess et al.)")
+    add("--kl_weight", type=weight, default=0.3, help="B_TC: weight, without C, of the KL but for its total correlation")
+    add("--weak_iters", type=positive, default=9000, help="B_TC: iterations without C in which the total correlation has this weight too")
+    add("--rise_iters", type=positive, default=8000, help="B_TC: iterations over which the weight of the total correlation then rises to beta")
     add("--dist", choices=CHOICES["dist"],
         help="p(x|z) of a pixel; if not given: bernoulli for dsprites and 3dchairs, gaussian for others")
 
@@ -83,12 +82,12 @@ def add_training_flags(parser):
     add("--z_dim", type=within(count, 1, 1025), default=10, help="number of latents; 10 on dSprites, 32 on 3D Chairs and CelebA (Higgins et al.)")
 
     add = parser.add_argument_group("optimiser").add_argument
-    add("--optimizer", choices=CHOICES["optimizer"], default="adam", help="optimiser; Higgins et al. use adagrad on dSprites")
+    add("--optimizer", choices=CHOICES["optimizer"], default="adam", help="optimiser; Higgins et al. use adagrad on dSprites, adam elsewhere; muon (Jordan et al.) for the weights, with adam for the biases")
     add("--lr", type=rate, default=1e-4, help="learning rate; Higgins et al.: 1e-4, or 1e-2 with adagrad; Burgess et al.: 5e-4")
     add("--lr_start_iter", type=whole, default=0, help="iteration at which the learning rate starts to decay")
     add("--lr_stop_iter", type=whole, default=0, help="iteration at which its cosine decay ends, at lr / 100; 0: constant learning rate")
-    add("--beta1", type=decay, default=0.9, help="Adam's decay rate for the first moment")
-    add("--beta2", type=decay, default=0.999, help="Adam's decay rate for the second moment")
+    add("--beta1", type=decay, default=0.9, help="decay rate of Adam's first moment")
+    add("--beta2", type=decay, default=0.999, help="decay rate of Adam's second moment")
     add("--batch_size", type=positive, default=64, help="images per batch; as far as we found, neither paper states it")
     # fmt: on
 

@@ -47,21 +47,11 @@ def reparameterise(mu, logvar, generator=None):
     return mu + torch.exp(0.5 * logvar) * eps
 
 
-@torch.no_grad()
-def restart(net, fresh, inactive):
-    """Gives net the encoder of fresh, a network of the same kind, and its decoder's input weights of the latents that are inactive.
-
-    The decoder keeps its axes and teaches them to the new encoder; inactive latents get a fresh start. inactive: bool (z_dim,).
-    """
-    net.encoder.load_state_dict(fresh.encoder.state_dict())
-    net.decoder[0].weight[:, inactive] = fresh.decoder[0].weight[:, inactive]  # features, z_dim
-
-
 class BetaVAE(nn.Module):
     """What all models share. To add one: a subclass with __init__(z_dim, nc), named in MODELS.
 
     It sets self.encoder and self.decoder, each an nn.Sequential. The decoder starts with a layer whose weight is
-    (features, z_dim), which restart() and load_model() look at. Neither holds batch norm or dropout: pictures and scores
+    (features, z_dim), which load_model() looks at. Neither holds batch norm or dropout: pictures and scores
     during training take the network as it is, and dropout's random numbers are not saved.
     """
 

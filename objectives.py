@@ -73,10 +73,10 @@ def total_correlation(z, mu, logvar):
     return (log_joint - log_marginals.sum(dim=1)).mean()
 
 
-def tc_weight(step, restart_iter, restart_beta, weak_iters, rise_iters, beta):
-    """Weight of the total correlation after the restart: that of the KL for weak_iters, then linear to beta over rise_iters."""
-    rise = min(1, max(0, step - restart_iter - weak_iters) / rise_iters)
-    return restart_beta + (beta - restart_beta) * rise
+def tc_weight(step, kl_weight, weak_iters, rise_iters, beta):
+    """Weight of the total correlation: that of the KL up to step weak_iters, then linear to beta over rise_iters."""
+    rise = min(1, max(0, step - weak_iters) / rise_iters)
+    return kl_weight + (beta - kl_weight) * rise
 
 
 def learning_rate(step, lr, lr_start_iter, lr_stop_iter):
@@ -112,29 +112,27 @@ def objective_TC(x, x_recon, mu, logvar, z, step, *, dist, beta, kl_weight=1.0):
     return loss + (beta - kl_weight) * total_correlation(z, mu, logvar), terms
 
 
-def objective_restart(
-    x, x_recon, mu, logvar, z, step, *, dist, gamma, C_start, C_max, C_stop_iter, delta,
-    restart_iter, restart_beta, weak_iters, rise_iters, beta,
+def objective_B_TC(
+    x, x_recon, mu, logvar, z, step, *, dist, gamma, C_start, C_max, C_stop_iter, delta, kl_weight, weak_iters, rise_iters, beta,
 ):  # fmt: skip
-    """Objective B + beta total correlation up to restart_iter, where Solver.restart_encoder is called; then TC (misc/capacity.md).
+    """Objective B + beta total correlation while C grows, then TC without C; ours, not the papers' (misc/capacity.md).
 
-    restart_beta: weight of the rest of the KL after the restart; beta: weight of the total correlation, at the end too.
+    The capacity gives x, y and scale a latent each. Without it shape and orientation follow: under a weak KL at first, then
+    beta separates them.
     """
     batch = (x, x_recon, mu, logvar, z, step)
-    if step <= restart_iter:
-        loss, terms = objective_B(
-            *batch, dist=dist, gamma=gamma, C_start=C_start, C_max=C_max, C_stop_iter=C_stop_iter, delta=delta
-        )
-        return loss + beta * total_correlation(
-            z, mu, logvar
-        ), terms  # else x and y may end up along the diagonals
-    beta = tc_weight(step, restart_iter, restart_beta, weak_iters, rise_iters, beta)
-    loss, terms = objective_TC(*batch, dist=dist, beta=beta, kl_weight=restart_beta)
+    if step <= C_stop_iter:
+        penalty = dict(gamma=gamma, C_start=C_start, C_max=C_max, C_stop_iter=C_stop_iter, delta=delta)
+        loss, terms = objective_B(*batch, dist=dist, **penalty)
+        # else x and y may end up along the diagonals
+        return loss + beta * total_correlation(z, mu, logvar), terms
+    beta = tc_weight(step - C_stop_iter, kl_weight, weak_iters, rise_iters, beta)
+    loss, terms = objective_TC(*batch, dist=dist, beta=beta, kl_weight=kl_weight)
     kld = terms.pop("kld")
     return loss, {**terms, "C": math.nan, "kld": kld}
 
 
-OBJECTIVES = {"H": objective_H, "B": objective_B, "TC": objective_TC, "restart": objective_restart}
+OBJECTIVES = {"H": objective_H, "B": objective_B, "TC": objective_TC, "B_TC": objective_B_TC}
 
 
 def flags_of(objective):

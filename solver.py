@@ -8,22 +8,15 @@ from tqdm import tqdm
 import objectives
 from dataset import Batches, return_data
 from evaluation.evaluator import Evaluator, read_image
-from model import MODELS, build_net, restart
+from model import MODELS, build_net
+from optimizers import make_optimizer
 from training.checkpoint import Checkpoints, load_noise, load_optimizer
 from training.log import Log, Window
 from training.machine import keep_freed_memory, machine, set_up_device
 from training.run import RunFolder, StopSignals
-from training.settings import FLAGS_OF
-from utils import ACTIVE, UserError, first_line, progress, show_traceback, stream_seed
+from utils import UserError, first_line, progress, show_traceback, stream_seed
 from viz import figures
 from viz.dashboard import Dashboard
-
-
-def make_optimizer(args, parameters, device):
-    """Adam, or Adagrad as in Higgins et al. (2017) on dSprites; fused where torch supports it."""
-    if args.optimizer == "adagrad":
-        return torch.optim.Adagrad(parameters, lr=args.lr, fused=device.type == "cpu")
-    return torch.optim.Adam(parameters, lr=args.lr, betas=(args.beta1, args.beta2), fused=True)
 
 
 class Solver:
@@ -51,12 +44,11 @@ class Solver:
         self.data = return_data(args, self.device)
         keep_freed_memory()  # only now: preparing the data may have taken much more memory than training does
         self.batches = Batches(len(self.data), args.batch_size, args.seed, self.device)
-        self.net = self.fresh_net("model")
+        net = build_net(args.model, args.z_dim, self.data.channels, stream_seed(args.seed, "model"))
+        self.net = net.to(self.device, memory_format=torch.channels_last)
         self.optim = make_optimizer(args, self.net.parameters(), self.device)
         self.distribution = args.dist or self.data.distribution
         self.objective = objectives.bind(args, self.distribution)
-        # iterations after which the encoder is restarted
-        self.restarts = [args.restart_iter] if "restart_iter" in FLAGS_OF[args.objective] else []
         self.noise = torch.Generator(self.device)
         with torch.no_grad():
             # A first loss, only to see what a step logs; of two images, since an objective may need a covariance.
@@ -70,12 +62,6 @@ class Solver:
             self.evaluator.check()
         for file in args.image or ():  # drawn at the end; one that is missing is found now
             read_image(file, self.data.channels, args.image_size)
-
-    def fresh_net(self, stream):
-        """A network with new weights, from the stream of random numbers of that name."""
-        args = self.args
-        net = build_net(args.model, args.z_dim, self.data.channels, stream_seed(args.seed, stream))
-        return net.to(self.device, memory_format=torch.channels_last)
 
     def train(self):
         """Trains up to max_iter; returns the exit status: 0, or 128 + the number of the signal that stopped it."""
@@ -100,8 +86,6 @@ class Solver:
         bar = progress(total=args.max_iter, initial=self.iter, unit="it", delay=0, leave=True)
         with StopSignals() as stop, bar:
             while self.iter < args.max_iter and not stop.received:
-                if self.iter in self.restarts:
-                    self.restart_encoder()
                 self.iter += 1
                 x = self.data.batch(self.batches[self.iter])  # B, C, H, W
                 self.training_step(x)
@@ -142,13 +126,6 @@ class Solver:
         loss, terms = self.objective(x, x_recon, mu, logvar, z, self.iter)
         return loss, {**terms, "mu": mu.mean(dim=0), "var": logvar.exp().mean(dim=0)}
 
-    def restart_encoder(self):
-        """Gives the encoder and inactive latents new weights (model.restart), and clears the optimiser's state."""
-        inactive = torch.tensor(self.window.latent_kld(), device=self.device) < ACTIVE  # z_dim
-        restart(self.net, self.fresh_net("restart"), inactive)
-        self.optim.state.clear()
-        tqdm.write(f"[{self.iter:,}] encoder restarted; {int(inactive.sum())} latents were inactive")
-
     def check_finite(self):
         """Raises UserError if a loss, a weight or an average of the optimiser is not finite. Waits for the device."""
         first = int(self.first_nonfinite)
@@ -186,7 +163,7 @@ class Solver:
         top_factor = self.evaluator.draw(folder, self.window.latent_kld())
         if (log := self.log.path).exists():
             figures.curves(log, self.outputs / "curves.png")
-            figures.capacity(log, top_factor, self.outputs / "capacity.png", self.iter, self.restarts)
+            figures.capacity(log, top_factor, self.outputs / "capacity.png", self.iter)
         if self.iter >= self.args.max_iter or not self.args.train:
             self.evaluator.write_page(folder / "explore.html", self.args.viz_name, self.window.latent_kld())
         tqdm.write(f"pictures in {folder}")

@@ -147,7 +147,7 @@ def within(kind, least, below):
 
 def stream_seed(seed, stream, start=0):
     """A seed for one of a run's streams of random numbers, so that no two draw the same numbers."""
-    key = (("model", "noise", "pictures", "restart").index(stream), start)
+    key = (("model", "noise", "pictures").index(stream), start)
     return int(np.random.SeedSequence(seed, spawn_key=key).generate_state(1, np.uint32)[0])
 
 

@@ -45,8 +45,8 @@ def stopping_at(patch, iteration, name):
     [(19, "SIGTERM", 143), (20, "SIGINT", 130), (25, "SIGHUP", 129), (32, "SIGUSR1", 138)],
 )
 def test_a_signal_saves_and_resume_gives_the_same_bytes(runs, monkeypatch, stop, name, status):
-    """Also before, at and after the restart of the encoder."""
-    flags = "--objective restart --restart_iter 20 --weak_iters 5 --rise_iters 10 --lr_start_iter 25 --lr_stop_iter 40"
+    """Also before, at and after the end of C."""
+    flags = "--objective B_TC --C_stop_iter 20 --weak_iters 5 --rise_iters 10 --optimizer muon --lr_start_iter 25 --lr_stop_iter 40"
     runs.run("whole", flags, NO_PICTURES)
     with monkeypatch.context() as patch:
         stopping_at(patch, stop, name)
@@ -322,7 +322,7 @@ def test_a_checkpoint_of_the_public_repository_is_drawn_and_trained_on(runs, old
     runs.run("trained", "--ckpt_name", public, "--max_iter 30", NO_PICTURES)
     after = read_checkpoint(runs.checkpoint("trained"))
     assert after["iter"] == 30 and after["optim_states"]["optim"]["state"][0]["step"] == 30
-    for wrong in ("--model H", "--optimizer adagrad"):
+    for wrong in ("--model H", "--optimizer adagrad", "--optimizer muon"):
         assert "does not fit --model" in runs.refused("other", "--ckpt_name", public, wrong)
 
 

@@ -8,7 +8,7 @@ from objectives import OBJECTIVES, flags_of
 
 CHOICES = {
     "objective": list(OBJECTIVES),
-    "optimizer": ["adam", "adagrad"],
+    "optimizer": ["adam", "adagrad", "muon"],
     "dist": ["bernoulli", "gaussian"],
     "model": list(MODELS),
     "dataset": DATASETS,
@@ -16,10 +16,11 @@ CHOICES = {
 FLAGS_OF = {  # flags that count with one optimiser, or one objective, only
     "adam": ["beta1", "beta2"],
     "adagrad": [],
+    "muon": ["beta1", "beta2"],
     **{name: flags_of(objective) for name, objective in OBJECTIVES.items()},
 }
 # The numbers among them: the least of each whole number (of the others 0), and what is too large
-WHOLE = {"z_dim": 1, "batch_size": 1, "C_stop_iter": 1, "restart_iter": 1, "weak_iters": 1, "rise_iters": 1}
+WHOLE = {"z_dim": 1, "batch_size": 1, "C_stop_iter": 1, "weak_iters": 1, "rise_iters": 1}
 WHOLE |= {"seed": 0, "lr_start_iter": 0, "lr_stop_iter": 0}
 BELOW = {"z_dim": 1025, "beta1": 1, "beta2": 1}
 ADDED = {"C_start": 0.0, "lr_start_iter": 0, "lr_stop_iter": 0}  # flags that older checkpoints lack

@@ -159,11 +159,11 @@ def curves(log_path, path):
         drawn.legend(*panels["kld"].get_legend_handles_labels(), loc="outside right upper", frameon=False)
 
 
-def capacity(log_path, top_factor, path, iteration, restarted=()):
+def capacity(log_path, top_factor, path, iteration):
     """Draw C and the KL of each active latent up to iteration; the legend says what each codes there.
 
     Burgess et al. (2018), Fig. 3, draw the same of a generator that is given the true factors: one factor after the other
-    comes into use as C grows. top_factor: at that iteration; restarted: iterations at which the encoder was restarted.
+    comes into use as C grows. top_factor: at that iteration.
     """
     log = read_log(log_path)
     count = sum(i <= iteration for i in log["iter"])
@@ -182,9 +182,6 @@ def capacity(log_path, top_factor, path, iteration, restarted=()):
         axes = drawn.subplots()
         plot(axes, log["iter"], lines, title, NATS, names)
         axes.set_ylim(0)
-        for at in restarted:
-            axes.axvline(at, color="black", linestyle=":")
-            axes.text(at, 0.98, " encoder restarted", transform=axes.get_xaxis_transform(), va="top")
         drawn.legend(loc="outside right upper", frameon=False)
 
 
