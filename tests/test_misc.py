@@ -27,11 +27,11 @@ def test_a_checkpoint_of_another_objective_is_one_line(dset_dir, capsys):
     assert "is not of a run with --objective B on dSprites" in capsys.readouterr().err
 
 
-RUNS = [str(ROOT / "misc" / "runs" / name) for name in ("dsprites_B_seed4", "dsprites_B_start10")]
+RUNS = [str(ROOT / "misc" / "runs" / name) for name in ("dsprites_B_restart_seed4", "dsprites_B_start10")]
 
 
 def test_a_run_is_read_from_its_first_row_below_a_loss_to_its_last():
-    kl, recon, iteration = compare.read_run(ROOT / "misc" / "runs" / "dsprites_B_seed4", 100)
+    kl, recon, iteration = compare.read_run(ROOT / "misc" / "runs" / "dsprites_B_restart_seed4", 100)
     assert max(recon) <= 100 and (round(recon[-1], 1), round(kl[-1], 1), iteration) == (43.9, 15.3, 60_000)
 
 

@@ -200,7 +200,7 @@ def trial_cells(trial):
 
 def median_cells(iteration):
     """Medians over the seeds of the recipe, of numbers as their rows show them."""
-    seeds = [run_cells(path.name, iteration) for path in RUNS.glob("dsprites_B_seed?")]
+    seeds = [run_cells(path.name, iteration) for path in RUNS.glob("dsprites_B_restart_seed?")]
     assert len(seeds) == 5
     columns = [column for column in seeds[0] if all(re.fullmatch(r"[\d.]+", seed[column]) for seed in seeds)]
     return {column: sorted((seed[column] for seed in seeds), key=float)[2] for column in columns}
