@@ -23,7 +23,8 @@ def make_optimizer(args, parameters, device):
     """Adam, or Adagrad as in Higgins et al. (2017) on dSprites; fused where torch supports it."""
     if args.optimizer == "adagrad":
         return torch.optim.Adagrad(parameters, lr=args.lr, fused=device.type == "cpu")
-    return torch.optim.Adam(parameters, lr=args.lr, betas=(args.beta1, args.beta2), fused=True)
+    from muon import Muon
+    return Muon(parameters, lr=args.lr)
 
 
 class Solver:
