@@ -5,13 +5,13 @@ import torch
 def orthogonalise(G, steps=5):
     """Newton-Schulz: the nearest matrix with singular values near 1."""
     a, b, c = 3.4445, -4.7750, 2.0315
-    X = G / (G.norm() + 1e-7)
+    X = (G / (G.norm() + 1e-7)).bfloat16()
     tall = X.shape[0] > X.shape[1]
     if tall: X = X.T
     for _ in range(steps):
         A = X @ X.T
         X = a * X + (b * A + c * A @ A) @ X
-    return X.T if tall else X
+    return (X.T if tall else X).float()
 
 
 class Muon(torch.optim.Optimizer):

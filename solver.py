@@ -146,8 +146,6 @@ class Solver:
     def restart_encoder(self):
         """Gives the encoder and inactive latents new weights (model.restart), and clears the optimiser's state."""
         inactive = torch.tensor(self.window.latent_kld(), device=self.device) < 0.1  # z_dim
-        restart(self.net, self.fresh_net("restart"), inactive)
-        self.optim.state.clear()
         tqdm.write(f"[{self.iter:,}] encoder restarted; {int(inactive.sum())} latents were inactive")
 
     def check_finite(self):
