@@ -71,9 +71,9 @@ def add_training_flags(parser):
     add("--C_max", type=weight, default=25.0, help="B, B_TC: C at the end; dSprites 25, CelebA 50 (Burgess et al.)")
     add("--C_stop_iter", type=positive, default=10**5, help="B, B_TC: iterations from C_start to C_max; 1e5 (Burgess et al.)")
     add("--delta", type=weight, default=0.0, help="B, B_TC: width of the pseudo-Huber smoothing of |KL - C|; 0: none (Burgess et al.)")
-    add("--kl_weight", type=weight, default=0.3, help="B_TC: weight, without C, of the KL but for its total correlation")
-    add("--weak_iters", type=positive, default=9000, help="B_TC: iterations without C in which the total correlation has this weight too")
-    add("--rise_iters", type=positive, default=8000, help="B_TC: iterations over which the weight of the total correlation then rises to beta")
+    add("--kl_weight", type=weight, default=0.5, help="B_TC: weight, without C, of the KL but for its total correlation")
+    add("--weak_iters", type=positive, default=5000, help="B_TC: iterations without C in which the total correlation has this weight too")
+    add("--rise_iters", type=positive, default=5000, help="B_TC: iterations over which the weight of the total correlation then rises to beta")
     add("--dist", choices=CHOICES["dist"],
         help="p(x|z) of a pixel; if not given: bernoulli for dsprites and 3dchairs, gaussian for others")
 
