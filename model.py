@@ -59,12 +59,16 @@ class BetaVAE(nn.Module):
 
     def encode(self, x):
         """x (B, nc, image_size, image_size) in [0, 1] -> mu, logvar, each (B, z_dim) and float32, of q(z|x)."""
-        mu, logvar = self.encoder(x).float().chunk(2, dim=1)
+        features = self.encoder[:-1](x)
+        with torch.autocast(x.device.type, enabled=False):  # bf16 would round mu by as much as half a sigma
+            mu, logvar = self.encoder[-1](features.float()).chunk(2, dim=1)
         return mu, logvar
 
     def decode(self, z):
         """z (B, z_dim) -> float32 logits (B, nc, image_size, image_size) of p(x|z); their sigmoid is the mean image."""
-        return self.decoder(z).float()
+        with torch.autocast(z.device.type, enabled=False):
+            features = self.decoder[0](z)
+        return self.decoder[1:](features).float()
 
     def forward(self, x, generator=None):
         """x (B, nc, image_size, image_size) -> x_recon (logits of the same shape), mu, logvar, and one sample z; the last three (B, z_dim)."""
