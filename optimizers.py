@@ -1,6 +1,7 @@
 """The optimisers: Adam, Adagrad and Muon."""
 
 import torch
+from torch.optim.adam import adam
 
 
 @torch.no_grad()
@@ -37,16 +38,17 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self):
         for group in self.param_groups:
-            alike = {}  # weights of one shape are orthogonalised together: many small matrices are slow
+            alike, biases = {}, []
             for p in group["params"]:
-                if p.ndim > 1:
+                if p.ndim > 1:  # those of one shape are orthogonalised together: many small matrices are slow
                     alike.setdefault((len(p), p[0].numel()), []).append(p)
                 else:
-                    self.adam_step(p, group["lr"], *group["betas"])
+                    biases.append(p)
             for shape, weights in alike.items():
                 updates = orthogonalise(torch.stack([self.average(p) for p in weights]), self.dtype)
                 for p, update in zip(weights, updates):
                     p.add_(update.view(p.shape), alpha=-group["lr"] * 0.2 * max(shape) ** 0.5)
+            self.adam_step(biases, group["lr"], *group["betas"])
 
     def average(self, p):
         """Nesterov's average of a weight's gradients, as a matrix."""
@@ -55,14 +57,18 @@ class Muon(torch.optim.Optimizer):
         momentum = self.state[p]["momentum_buffer"].lerp_(p.grad, 1 - self.MOMENTUM)
         return p.grad.lerp(momentum, self.MOMENTUM).flatten(1)
 
-    def adam_step(self, p, lr, beta1, beta2):
-        state = self.state[p]
-        if not state:
-            state |= {"step": 0, "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
-        state["step"] += 1
-        mean = state["exp_avg"].lerp_(p.grad, 1 - beta1) / (1 - beta1 ** state["step"])
-        square = state["exp_avg_sq"].lerp_(p.grad**2, 1 - beta2) / (1 - beta2 ** state["step"])
-        p.addcdiv_(mean, square.sqrt() + 1e-8, value=-lr)
+    def adam_step(self, biases, lr, beta1, beta2):
+        for p in biases:
+            if not self.state[p]:
+                zeros = {name: torch.zeros_like(p) for name in ("exp_avg", "exp_avg_sq")}
+                # not named step: load_state_dict() would leave that on the CPU
+                self.state[p] |= {**zeros, "count": torch.zeros((), device=p.device)}
+        means, squares, counts = (
+            [self.state[p][name] for p in biases] for name in ("exp_avg", "exp_avg_sq", "count")
+        )
+        gradients = [p.grad for p in biases]
+        options = dict(fused=True, amsgrad=False, maximize=False, weight_decay=0, eps=1e-8)
+        adam(biases, gradients, means, squares, [], counts, lr=lr, beta1=beta1, beta2=beta2, **options)
 
 
 def make_optimizer(args, parameters, device):
