@@ -18,9 +18,9 @@ from solver import Solver
 from training.settings import CHOICES
 from utils import Parser, boolean, count, file_name, run_cli, within
 
-# Types of flags; float32 goes to about 1e38.
+# Types of flags; float32 goes to about 3e38, and Muon's steps are up to 13 lr long.
 whole, positive = within(count, 0, 2**62), within(count, 1, 2**62)
-weight, rate, decay = within(float, 0, 1e38), within(float, 1e-38, 1e38), within(float, 0, 1)
+weight, rate, decay = within(float, 0, 1e38), within(float, 1e-38, 1e37), within(float, 0, 1)
 
 
 def run_name(text):
@@ -59,20 +59,20 @@ def add_training_flags(parser):
     add("--cuda", type=boolean, default=True, help="use a CUDA device when there is one")
     add("--threads", type=within(count, 0, 4097), default=0, help="number of CPU threads; 0: torch's default")
     add("--precision", choices=["float32", "bf16"], default="float32",
-        help="precision of the network in training; losses and optimiser stay in float32; on CUDA, float32 means TensorFloat-32")
+        help="precision of the network in training; losses and averages stay in float32; on CUDA, float32 means TensorFloat-32")
 
     add = parser.add_argument_group("objective (the loss is in nats, summed over pixels and latents; so is C)").add_argument
     add("--objective", choices=CHOICES["objective"], default="H",
         help="H: beta * KL (Higgins et al. eq. 4); B: gamma * |KL - C| (Burgess et al. eq. 8); TC: KL + (beta - 1) * total "
-             "correlation (Chen et al.); B_TC: B while C grows, then TC (misc/capacity.md)")
-    add("--beta", type=weight, default=4.0, help="H: weight of the KL, 4 on dSprites (Higgins et al.); TC, B_TC: weight of the total correlation")
+             "correlation (Chen et al.); B_TC: B + beta * total correlation while C grows, then TC with --kl_weight (misc/capacity.md)")
+    add("--beta", type=weight, default=4.0, help="H: weight of the KL, 4 on dSprites (Higgins et al.); TC, B_TC: weight of the total correlation, which depends on --batch_size")
     add("--gamma", type=weight, default=1000.0, help="B, B_TC: weight of |KL - C|; 1000 (Burgess et al.)")
     add("--C_start", type=weight, default=0.0, help="B, B_TC: C at the start; 0 (Burgess et al.)")
     add("--C_max", type=weight, default=25.0, help="B, B_TC: C at the end; dSprites 25, CelebA 50 (Burgess et al.)")
     add("--C_stop_iter", type=positive, default=10**5, help="B, B_TC: iterations from C_start to C_max; 1e5 (Burgess et al.)")
     add("--delta", type=weight, default=0.0, help="B, B_TC: width of the pseudo-Huber smoothing of |KL - C|; 0: none (Burgess et al.)")
     add("--kl_weight", type=weight, default=0.5, help="B_TC: weight, without C, of the KL but for its total correlation")
-    add("--weak_iters", type=positive, default=5000, help="B_TC: iterations without C in which the total correlation has this weight too")
+    add("--weak_iters", type=positive, default=5000, help="B_TC: iterations, once C stops, in which the total correlation is weighted by --kl_weight too")
     add("--rise_iters", type=positive, default=5000, help="B_TC: iterations over which the weight of the total correlation then rises to beta")
     add("--dist", choices=CHOICES["dist"],
         help="p(x|z) of a pixel; if not given: bernoulli for dsprites and 3dchairs, gaussian for others")
@@ -82,7 +82,7 @@ def add_training_flags(parser):
     add("--z_dim", type=within(count, 1, 1025), default=10, help="number of latents; 10 on dSprites, 32 on 3D Chairs and CelebA (Higgins et al.)")
 
     add = parser.add_argument_group("optimiser").add_argument
-    add("--optimizer", choices=CHOICES["optimizer"], default="adam", help="optimiser; Higgins et al. use adagrad on dSprites, adam elsewhere; muon (Jordan et al.) for the weights, with adam for the biases")
+    add("--optimizer", choices=CHOICES["optimizer"], default="adam", help="optimiser; Higgins et al. use adagrad on dSprites, adam elsewhere; muon (Jordan et al.) for the weights, with adam for the biases; seconds a step for FC on a CPU")
     add("--lr", type=rate, default=1e-4, help="learning rate; Higgins et al.: 1e-4, or 1e-2 with adagrad; Burgess et al.: 5e-4")
     add("--lr_start_iter", type=whole, default=0, help="iteration at which the learning rate starts to decay")
     add("--lr_stop_iter", type=whole, default=0, help="iteration at which its cosine decay ends, at lr / 100; 0: constant learning rate")

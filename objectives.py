@@ -62,8 +62,9 @@ def capacity_penalty(total_kld, C, smoothing=0.0):
 def total_correlation(z, mu, logvar):
     """KL(q(z) || prod_j q(z_j)) in nats, a scalar (Chen et al., 2018, eq. 2), with q(z) the mean of the batch's posteriors.
 
-    z, mu, logvar: (B, z_dim), one sample of each posterior. With so few posteriors the estimate is far too high, but by an
-    amount that hardly depends on the weights: its gradient is that of minibatch-weighted sampling (Chen et al., Appendix C).
+    z, mu, logvar: (B, z_dim), one sample of each posterior. The gradient is that of minibatch-weighted sampling (Chen et al.,
+    Appendix C). So few posteriors overestimate it: once x, y and scale tell the images of a batch apart, a further latent adds
+    most of its own KL, which beta then weighs too. The bias shrinks slowly as B grows; at B = 1 the value is 0.
     """
     # B of z, B of q, z_dim
     log_q = -0.5 * (math.log(2 * math.pi) + logvar + (z[:, None] - mu) ** 2 / logvar.exp())

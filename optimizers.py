@@ -6,9 +6,10 @@ from torch.optim.adam import adam
 
 @torch.no_grad()
 def orthogonalise(matrices, dtype=torch.float32):
-    """The nearest semi-orthogonal matrices (..., m, n), roughly: singular values become 0.7 to 1.2, singular vectors stay.
+    """The nearest semi-orthogonal matrices (N, m, n), roughly: singular values become 0.7 to 1.2, singular vectors stay.
 
-    Five steps of Newton and Schulz with the coefficients of Jordan et al. (2024); dtype: of the products.
+    Five steps of Newton and Schulz with the coefficients of Jordan et al. (2024), each of which multiplies a small singular
+    value by 3.4: those below 1/500 of a matrix's norm stay below 1. dtype: of the products.
     """
     x = matrices.to(dtype)
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
@@ -39,7 +40,7 @@ class Muon(torch.optim.Optimizer):
     def step(self):
         for group in self.param_groups:
             alike, biases = {}, []
-            for p in group["params"]:
+            for p in (p for p in group["params"] if p.grad is not None):
                 if p.ndim > 1:  # those of one shape are orthogonalised together: many small matrices are slow
                     alike.setdefault((len(p), p[0].numel()), []).append(p)
                 else:
@@ -81,10 +82,12 @@ def make_optimizer(args, parameters, device):
     return torch.optim.Adam(parameters, lr=args.lr, betas=betas, fused=True)
 
 
-def averages(optimizer, parameter):
-    """Names of the averages, shaped as the parameter, that the optimiser keeps of it."""
+def state_shapes(optimizer, parameter):
+    """{name: shape} of the tensors that the optimiser keeps of a parameter and that a checkpoint must hold."""
     if isinstance(optimizer, torch.optim.Adagrad):
-        return ["sum"]
-    if isinstance(optimizer, Muon) and parameter.ndim > 1:
-        return ["momentum_buffer"]
-    return ["exp_avg", "exp_avg_sq"]
+        return {"sum": parameter.shape}
+    if isinstance(optimizer, Muon):
+        if parameter.ndim > 1:
+            return {"momentum_buffer": parameter.shape}
+        return {"exp_avg": parameter.shape, "exp_avg_sq": parameter.shape, "count": ()}
+    return {"exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}

@@ -10,6 +10,7 @@ import torch
 from torch.distributions import Bernoulli, Normal
 from torch.distributions import kl_divergence as torch_kl
 
+import model
 import objectives
 import training.settings
 from dataset import epoch_order
@@ -185,6 +186,37 @@ def test_muon_moves_linear_layers_as_that_of_torch_convolutions_as_their_matrice
         torch.testing.assert_close(p.flatten(1), matrix, atol=1e-3, rtol=0)  # that of torch computes in bf16
     for p, bias in zip((p for p in ours if p.ndim == 1), biases):
         torch.testing.assert_close(p, bias)
+
+
+def test_muon_leaves_weights_without_a_gradient_as_they_are_and_such_a_run_resumes(runs, monkeypatch):
+    build = model.BetaVAE_B.__init__
+
+    def frozen_decoder(self, *sizes):
+        build(self, *sizes)
+        self.decoder.requires_grad_(False)
+
+    monkeypatch.setattr(model.BetaVAE_B, "__init__", frozen_decoder)
+    for optimizer in ("muon", "adam"):
+        for max_iter in (3, 5):
+            runs.run(optimizer, f"--optimizer {optimizer} --save_output no --max_iter {max_iter}")
+        solver = runs.solver(optimizer, f"--optimizer {optimizer} --max_iter 6")
+        args, after = solver.args, solver.net.state_dict()
+        fresh = model.build_net(args.model, args.z_dim, 1, stream_seed(args.seed, "model")).state_dict()
+        assert solver.iter == 5
+        assert {name for name in fresh if torch.equal(after[name], fresh[name])} == {
+            name for name in fresh if name.startswith("decoder")
+        }
+
+
+def test_a_checkpoint_of_muon_that_does_not_count_its_steps_is_refused_in_one_line(runs):
+    runs.run("run", "--optimizer muon --save_output no --max_iter 2")
+    path = runs.checkpoint("run")
+    state = torch.load(path, weights_only=True)
+    for each in state["optim_states"]["optim"]["state"].values():
+        if "count" in each:
+            each["step"] = int(each.pop("count"))  # as before commit bcf06ea
+    torch.save(state, path)
+    assert "does not fit" in runs.refused("run", "--optimizer muon --max_iter 4")
 
 
 # Objectives of one's own.

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from optimizers import averages
+from optimizers import state_shapes
 from utils import UserError, atomic_file, first_line
 
 MARKED_AS_FOLDER = 0x10  # an attribute of members of zip files: torch reads nothing of them, and says nothing
@@ -131,8 +131,8 @@ def load_optimizer(optim, saved):
     pairs = zip(optim.state_dict()["param_groups"], saved["param_groups"], strict=True)
     groups = [{**group, "params": before["params"]} for group, before in pairs]
     optim.load_state_dict({"state": saved["state"], "param_groups": groups})
-    for p in (p for group in optim.param_groups for p in group["params"]):
-        if any(optim.state[p][name].shape != p.shape for name in averages(optim, p)):
+    for p in (p for group in optim.param_groups for p in group["params"] if p in optim.state):
+        if any(optim.state[p][name].shape != shape for name, shape in state_shapes(optim, p).items()):
             raise ValueError("the optimiser's averages are of other shapes")
 
 
