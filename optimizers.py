@@ -61,12 +61,10 @@ class Muon(torch.optim.Optimizer):
     def adam_step(self, biases, lr, beta1, beta2):
         for p in biases:
             if not self.state[p]:
-                zeros = {name: torch.zeros_like(p) for name in ("exp_avg", "exp_avg_sq")}
-                # not named step: load_state_dict() would leave that on the CPU
-                self.state[p] |= {**zeros, "count": torch.zeros((), device=p.device)}
-        means, squares, counts = (
-            [self.state[p][name] for p in biases] for name in ("exp_avg", "exp_avg_sq", "count")
-        )
+                shapes = state_shapes(self, p).items()
+                self.state[p] = {name: torch.zeros(shape, device=p.device) for name, shape in shapes}
+        names = ("exp_avg", "exp_avg_sq", "count")
+        means, squares, counts = ([self.state[p][name] for p in biases] for name in names)
         gradients = [p.grad for p in biases]
         options = dict(fused=True, amsgrad=False, maximize=False, weight_decay=0, eps=1e-8)
         adam(biases, gradients, means, squares, [], counts, lr=lr, beta1=beta1, beta2=beta2, **options)
@@ -86,8 +84,7 @@ def state_shapes(optimizer, parameter):
     """{name: shape} of the tensors that the optimiser keeps of a parameter and that a checkpoint must hold."""
     if isinstance(optimizer, torch.optim.Adagrad):
         return {"sum": parameter.shape}
-    if isinstance(optimizer, Muon):
-        if parameter.ndim > 1:
-            return {"momentum_buffer": parameter.shape}
-        return {"exp_avg": parameter.shape, "exp_avg_sq": parameter.shape, "count": ()}
-    return {"exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}
+    moments = {"exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}
+    if isinstance(optimizer, Muon):  # count, not step, which load_state_dict() would leave on the CPU
+        return {"momentum_buffer": parameter.shape} if parameter.ndim > 1 else {**moments, "count": ()}
+    return moments

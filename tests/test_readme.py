@@ -213,15 +213,10 @@ def numbers():
             if "trial" in row:
                 yield path.name, row, trial_cells(TRIALS[row["trial"]])
             elif "run" in row and row.get("iterations"):
-                iteration, median = (
-                    int(row["iterations"].replace(",", "")),
-                    row["run"].split("median of ")[1:],
-                )
-                yield (
-                    path.name,
-                    row,
-                    median_cells(*median, iteration) if median else run_cells(row["run"], iteration),
-                )
+                iteration = int(row["iterations"].replace(",", ""))
+                median = row["run"].split("median of ")[1:]
+                cells = median_cells(*median, iteration) if median else run_cells(row["run"], iteration)
+                yield path.name, row, cells
 
 
 NUMBERS = list(numbers())

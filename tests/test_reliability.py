@@ -273,6 +273,7 @@ def test_a_checkpoint_that_unpacks_to_more_than_it_holds_is_refused_before_it_ta
     [
         ("iter", "9"),
         ("optim_states", 3),
+        ("optim_states.optim.state", {}),
         ("optim_states.optim.state.0.exp_avg", torch.zeros(1)),
         ("optim_states.optim.param_groups", [{"params": [1]}]),  # whole, but of another network
         ("arguments", {}),

@@ -131,7 +131,7 @@ def load_optimizer(optim, saved):
     pairs = zip(optim.state_dict()["param_groups"], saved["param_groups"], strict=True)
     groups = [{**group, "params": before["params"]} for group, before in pairs]
     optim.load_state_dict({"state": saved["state"], "param_groups": groups})
-    for p in (p for group in optim.param_groups for p in group["params"] if p in optim.state):
+    for p in (p for group in optim.param_groups for p in group["params"] if p.requires_grad):
         if any(optim.state[p][name].shape != shape for name, shape in state_shapes(optim, p).items()):
             raise ValueError("the optimiser's averages are of other shapes")
 
