@@ -8,7 +8,7 @@ import torch
 
 from prepare import dsprites
 from prepare.sets import DATASETS, MOST_WORKERS, default_distribution, describe, find_dsprites, find_images
-from utils import UserError, say
+from utils import UserError
 
 __all__ = ["DATASETS", "MOST_WORKERS", "Batches", "DSprites", "Images", "default_distribution", "return_data"]
 
@@ -31,7 +31,7 @@ def return_data(args, device="cpu"):
         if size != 64:
             raise UserError(f"dSprites is 64x64: a network for {size}x{size} pixels needs another data set")
         packed, fingerprint = find_dsprites(args.dset_dir)
-        say(fingerprint)
+        print(fingerprint)
         return DSprites(packed, fingerprint, device)
     options = dict(workers=args.num_workers, leave_out=(args.output_dir, args.ckpt_dir))
     images, manifest = find_images(args.dataset, args.dset_dir, size, **options)

@@ -11,12 +11,13 @@ import os
 import sys
 from pathlib import Path
 
-from dataset import MOST_WORKERS
 from evaluation.metrics import LEVELS
 from model import MODELS
+from objectives import OBJECTIVES
+from optimizers import OPTIMIZERS
+from prepare.sets import SETS, default_distribution
 from solver import Solver
-from training.settings import CHOICES
-from utils import Parser, boolean, count, file_name, run_cli, within
+from utils import Parser, UserError, boolean, count, file_name, run_cli, within
 
 # Types of flags; float32 goes to about 3e38, and Muon's steps are up to 13 lr long.
 whole, positive = within(count, 0, 2**62), within(count, 1, 2**62)
@@ -24,13 +25,10 @@ weight, rate, decay = within(float, 0, 1e38), within(float, 1e-38, 1e37), within
 
 
 def run_name(text):
-    """The name of a folder inside output_dir. m/7, m/last and m/log.csv are none: the run m has its results there."""
-    parts = Path(file_name(text)).parts
-    ends = (".csv", ".gif", ".html", ".json", ".md", ".old", ".pid", ".png", ".tmp")
-    taken = [p for p in parts[1:] if p.isdecimal() or p in ("last", "lock", "previous") or p.endswith(ends)]
-    if not text.strip() or not parts or taken or Path(text).is_absolute() or ".." in parts:
-        what = "the name of a folder inside output_dir that no other run's results can have"
-        raise argparse.ArgumentTypeError(f"must be {what}, not {text!r}")
+    """argparse type: the name of a folder inside output_dir. A number below another run's folder is that run's iteration."""
+    parts = Path(text).parts
+    if not parts or parts[0] == "/" or ".." in parts or any(part.isdecimal() for part in parts[1:]):
+        raise argparse.ArgumentTypeError(f"must be the name of a folder inside output_dir, not {text!r}")
     return text
 
 
@@ -48,7 +46,7 @@ def make_parser():
 
 
 def add_training_flags(parser):
-    """Adds the flags that say what to train, and how."""
+    """Add the flags that say what to train, and how."""
     # fmt: off
     add = parser.add_argument_group("run").add_argument
     add("--train", type=boolean, default=True, help="train; False: only load a checkpoint, to draw its pictures or score it")
@@ -62,7 +60,7 @@ def add_training_flags(parser):
         help="precision of the network in training; losses and averages stay in float32; on CUDA, float32 means TensorFloat-32")
 
     add = parser.add_argument_group("objective (the loss is in nats, summed over pixels and latents; so is C)").add_argument
-    add("--objective", choices=CHOICES["objective"], default="H",
+    add("--objective", choices=OBJECTIVES, default="H",
         help="H: beta * KL (Higgins et al. eq. 4); B: gamma * |KL - C| (Burgess et al. eq. 8); TC: KL + (beta - 1) * total "
              "correlation (Chen et al.); B_TC: B + beta * total correlation while C grows, then TC with --kl_weight (misc/capacity.md)")
     add("--beta", type=weight, default=4.0, help="H: weight of the KL, 4 on dSprites (Higgins et al.); TC, B_TC: weight of the total correlation, which depends on --batch_size")
@@ -74,15 +72,15 @@ def add_training_flags(parser):
     add("--kl_weight", type=weight, default=0.5, help="B_TC: weight, without C, of the KL but for its total correlation")
     add("--weak_iters", type=positive, default=5000, help="B_TC: iterations, once C stops, in which the total correlation is weighted by --kl_weight too")
     add("--rise_iters", type=positive, default=5000, help="B_TC: iterations over which the weight of the total correlation then rises to beta")
-    add("--dist", choices=CHOICES["dist"],
+    add("--dist", choices=["bernoulli", "gaussian"],
         help="p(x|z) of a pixel; if not given: bernoulli for dsprites and 3dchairs, gaussian for others")
 
     add = parser.add_argument_group("network").add_argument
-    add("--model", choices=CHOICES["model"], default="H", help="H convolutional, FC fully connected (Higgins et al.), B convolutional (Burgess et al.)")
+    add("--model", choices=MODELS, default="H", help="H convolutional, FC fully connected (Higgins et al.), B convolutional (Burgess et al.)")
     add("--z_dim", type=within(count, 1, 1025), default=10, help="number of latents; 10 on dSprites, 32 on 3D Chairs and CelebA (Higgins et al.)")
 
     add = parser.add_argument_group("optimiser").add_argument
-    add("--optimizer", choices=CHOICES["optimizer"], default="adam", help="optimiser; Higgins et al. use adagrad on dSprites, adam elsewhere; muon (Jordan et al.) for the weights, with adam for the biases; seconds a step for FC on a CPU")
+    add("--optimizer", choices=OPTIMIZERS, default="adam", help="optimiser; Higgins et al. use adagrad on dSprites, adam elsewhere; muon (Jordan et al.) for the weights, with adam for the biases; seconds a step for FC on a CPU")
     add("--lr", type=rate, default=1e-4, help="learning rate; Higgins et al.: 1e-4, or 1e-2 with adagrad; Burgess et al.: 5e-4")
     add("--lr_start_iter", type=whole, default=0, help="iteration at which the learning rate starts to decay")
     add("--lr_stop_iter", type=whole, default=0, help="iteration at which its cosine decay ends, at lr / 100; 0: constant learning rate")
@@ -93,21 +91,21 @@ def add_training_flags(parser):
 
 
 def add_folder_flags(parser):
-    """Adds the flags of data, pictures, dashboard and folders."""
+    """Add the flags of data, pictures, dashboard and folders."""
     # fmt: off
     add = parser.add_argument_group("data").add_argument
-    add("--dataset", type=str.lower, choices=CHOICES["dataset"], default="dsprites",
+    add("--dataset", type=str.lower, choices=SETS, default="dsprites",
         help="data set, case-insensitive; folder: all images in dset_dir and its subfolders")
     add("--dset_dir", type=file_name, default="data", help="folder of the data sets; for --dataset folder, of the images")
     add("--image_size", type=whole, help="width and height of an image in pixels; must be what the network takes, 64 in both papers")
-    add("--num_workers", type=within(count, 0, MOST_WORKERS + 1), default=2,
+    add("--num_workers", type=within(count, 0, 257), default=2,
         help="number of threads that prepare images; training does not use them")
 
     add = parser.add_argument_group("pictures and dashboard").add_argument
     add("--image", type=file_name, nargs="+", metavar="FILE", help="also draw reconstructions and traversals of these images at the end")
     add("--encode", type=file_name, metavar="FILE.npz", help="also write the codes (mu, logvar) of all images at the end")
     add("--save_output", type=boolean, default=True, help="write pictures; False: only the log, checkpoints and scores")
-    add("--gather_step", type=positive, default=1000, help="iterations averaged into each row of log.csv; at most display_step")
+    add("--gather_step", type=positive, help="iterations averaged into each row of log.csv; if not given: 1000, or less for at least 20 rows")
     add("--display_step", type=positive, default=10000, help="iterations between pictures")
     add("--viz_on", type=boolean, default=True, help="show the run on a visdom dashboard")
     add("--viz_server", type=file_name, default="localhost", help="host of the visdom server")
@@ -118,36 +116,43 @@ def add_folder_flags(parser):
     add("--output_dir", type=file_name, default="outputs", help="folder for the logs and pictures of all runs")
     add("--ckpt_dir", type=file_name, default="checkpoints", help="folder for the checkpoints of all runs")
     add("--save_step", type=positive, default=10000, help="iterations between checkpoints")
-    add("--ckpt_name", type=file_name, default="last", help="checkpoint to load: a name in the run's folder or a path; none: start from scratch")
-    add("--overwrite", type=boolean, default=False, help="replace an existing run of this name")
+    add("--ckpt_name", type=file_name, default="last", help="checkpoint to load: a name in the run's folder or a path")
+    add("--init", type=file_name, metavar="FILE", help="start a new run from the weights of this checkpoint, which must fit the network")
+    add("--overwrite", type=boolean, default=False, help="start anew, and remove an existing run of this name")
     # fmt: on
 
 
-def parse(argv=None, parser=None):
-    """Returns the flags as a namespace; invalid ones end the program with one line and status 2. parser: one with more flags."""
-    parser = parser or make_parser()
-    args = parser.parse_args(argv)
+def parse(argv=None, defaults=None):
+    """Return the flags as a namespace; invalid ones end the program with one line and status 2. defaults: a namespace."""
+    parser = make_parser()
+    args = parser.parse_args(argv, defaults and argparse.Namespace(**vars(defaults)))
     size = MODELS[args.model].image_size
     if args.image_size not in (None, size):
-        parser.error(
-            f"--model {args.model} takes images of {size}x{size} pixels: --image_size must be {size}"
-        )
-    args.image_size = size
+        parser.error(f"--model {args.model} takes images of {size}x{size} pixels: --image_size must be {size}")
     if 0 < args.lr_stop_iter <= args.lr_start_iter:
         parser.error(f"--lr_stop_iter must be 0, or after --lr_start_iter {args.lr_start_iter}")
     if os.path.realpath(args.output_dir) == os.path.realpath(args.ckpt_dir):
         parser.error("--output_dir and --ckpt_dir must be different folders: both name files by iteration")
-    args.gather_step = min(args.gather_step, args.display_step)  # or curves would have no points
+    if args.train and args.overwrite and args.ckpt_name != "last":
+        parser.error("--overwrite True starts anew: leave out --ckpt_name; --init FILE starts from a file's weights")
+    args.image_size = size
+    args.dist = args.dist or default_distribution(args.dataset)
+    args.gather_step = min(args.gather_step or max(1, min(1000, args.max_iter // 20)), args.display_step)
     return args
 
 
 def main(argv=None):
-    """Runs the program; returns its exit status."""
+    """Run the program; return its exit status."""
     args = parse(argv)
 
     def run():
         solver = Solver(args)
-        return solver.train() if args.train else solver.evaluate()
+        if args.train:
+            return solver.train()
+        for name, given in vars(parse(argv, args)).items():  # args has the checkpoint's flags by now
+            if given != getattr(args, name):
+                raise UserError(f"{args.ckpt_name} was made with --{name} {getattr(args, name)}, not {given}")
+        return solver.evaluate()
 
     return run_cli("main.py", "interrupted outside training: checkpoints are unchanged", run)
 

@@ -1,4 +1,4 @@
-"""The VAEs: BetaVAE_H and BetaVAE_FC (Higgins et al., 2017), BetaVAE_B (Burgess et al., 2018).
+"""The VAEs: BetaVAE_H and BetaVAE_FC (Higgins et al., 2017), BetaVAE_B (Burgess et al., 2018), BetaVAE_S (Watters et al., 2019).
 
 Each has an encoder x -> (mu, logvar) of a diagonal Gaussian q(z|x) and a decoder z -> logits of
 p(x|z). Both are plain nn.Sequential, with layers numbered as in the checkpoints of 1Konny/Beta-VAE.
@@ -11,8 +11,6 @@ import torch
 from torch import nn
 
 from layers import ConvTranspose2d
-from training.checkpoint import read_checkpoint
-from utils import UserError
 
 
 def kaiming_init(module):
@@ -50,8 +48,7 @@ def reparameterise(mu, logvar, generator=None):
 class BetaVAE(nn.Module):
     """What all models share. To add one: a subclass with __init__(z_dim, nc), named in MODELS.
 
-    It sets self.encoder and self.decoder, each an nn.Sequential. The decoder starts with a layer whose weight is
-    (features, z_dim), which load_model() looks at. Neither holds batch norm or dropout: pictures and scores
+    It sets self.encoder and self.decoder, each an nn.Sequential. Neither holds batch norm or dropout: pictures and scores
     during training take the network as it is, and dropout's random numbers are not saved.
     """
 
@@ -105,22 +102,29 @@ class BetaVAE_H(BetaVAE):
         self.apply(kaiming_init)
 
 
+def encoder_B(z_dim, nc):
+    """The encoder of Burgess et al. (2018), Appendix A.1: images (B, nc, 64, 64) -> mu and logvar (B, 2 z_dim)."""
+    # fmt: off
+    return nn.Sequential(                                       # B, nc, 64, 64
+        nn.Conv2d(nc, 32, 4, 2, 1), nn.ReLU(True),              # B, 32, 32, 32
+        nn.Conv2d(32, 32, 4, 2, 1), nn.ReLU(True),              # B, 32, 16, 16
+        nn.Conv2d(32, 32, 4, 2, 1), nn.ReLU(True),              # B, 32,  8,  8
+        nn.Conv2d(32, 32, 4, 2, 1), nn.ReLU(True),              # B, 32,  4,  4
+        nn.Flatten(),                                           # B, 512
+        nn.Linear(512, 256), nn.ReLU(True),                     # B, 256
+        nn.Linear(256, 256), nn.ReLU(True),                     # B, 256
+        nn.Linear(256, 2 * z_dim),                              # B, 2 z_dim
+    )
+    # fmt: on
+
+
 class BetaVAE_B(BetaVAE):
     """Conv VAE of Burgess et al. (2018), Appendix A.1, for 64x64 images (dSprites)."""
 
     def __init__(self, z_dim=10, nc=1):
         super().__init__()
+        self.encoder = encoder_B(z_dim, nc)
         # fmt: off
-        self.encoder = nn.Sequential(                               # B, nc, 64, 64
-            nn.Conv2d(nc, 32, 4, 2, 1), nn.ReLU(True),              # B, 32, 32, 32
-            nn.Conv2d(32, 32, 4, 2, 1), nn.ReLU(True),              # B, 32, 16, 16
-            nn.Conv2d(32, 32, 4, 2, 1), nn.ReLU(True),              # B, 32,  8,  8
-            nn.Conv2d(32, 32, 4, 2, 1), nn.ReLU(True),              # B, 32,  4,  4
-            nn.Flatten(),                                           # B, 512
-            nn.Linear(512, 256), nn.ReLU(True),                     # B, 256
-            nn.Linear(256, 256), nn.ReLU(True),                     # B, 256
-            nn.Linear(256, 2 * z_dim),                              # B, 2 z_dim
-        )
         self.decoder = nn.Sequential(                               # B, z_dim
             nn.Linear(z_dim, 256), nn.ReLU(True),                   # B, 256
             nn.Linear(256, 256), nn.ReLU(True),                     # B, 256
@@ -158,7 +162,46 @@ class BetaVAE_FC(BetaVAE):
         self.apply(kaiming_init)
 
 
-MODELS = {"H": BetaVAE_H, "B": BetaVAE_B, "FC": BetaVAE_FC}
+class Broadcast(nn.Module):
+    """z (B, z_dim) -> (B, z_dim + 2, size, size): z at each place, then its x (left to right) and y (top to bottom) in [-1, 1]."""
+
+    def __init__(self, size):
+        super().__init__()
+        self.size = size
+
+    def forward(self, z):
+        place = torch.linspace(-1, 1, self.size, dtype=z.dtype, device=z.device)
+        y, x = torch.meshgrid(place, place, indexing="ij")
+        places = torch.stack([x, y]).expand(len(z), 2, -1, -1)  # B, 2, size, size
+        codes = z[:, :, None, None].expand(-1, -1, self.size, self.size)  # B, z_dim, size, size
+        return torch.cat([codes, places], dim=1).contiguous(memory_format=torch.channels_last)
+
+
+class BetaVAE_S(BetaVAE):
+    """The encoder of BetaVAE_B with a spatial broadcast decoder, which draws a shape where it is (Watters et al., 2019).
+
+    Ours is made cheap: 8x8 places and three transposed convolutions to 64x64, where the paper's decoder has 64x64 places.
+    """
+
+    def __init__(self, z_dim=10, nc=1):
+        super().__init__()
+        self.encoder = encoder_B(z_dim, nc)
+        # fmt: off
+        self.decoder = nn.Sequential(                               # B, z_dim
+            Broadcast(8),                                           # B, z_dim + 2, 8, 8
+            nn.Conv2d(z_dim + 2, 128, 1), nn.ReLU(True),            # B, 128,  8,  8
+            nn.Conv2d(128, 128, 1), nn.ReLU(True),                  # B, 128,  8,  8
+            nn.Conv2d(128, 128, 1), nn.ReLU(True),                  # B, 128,  8,  8
+            nn.Conv2d(128, 32, 1), nn.ReLU(True),                   # B,  32,  8,  8
+            ConvTranspose2d(32, 32, 4, 2, 1), nn.ReLU(True),        # B,  32, 16, 16
+            ConvTranspose2d(32, 32, 4, 2, 1), nn.ReLU(True),        # B,  32, 32, 32
+            ConvTranspose2d(32, nc, 4, 2, 1),                       # B,  nc, 64, 64
+        )
+        # fmt: on
+        self.apply(kaiming_init)
+
+
+MODELS = {"H": BetaVAE_H, "B": BetaVAE_B, "FC": BetaVAE_FC, "S": BetaVAE_S}
 
 
 def build_net(model, z_dim, nc, seed):
@@ -166,23 +209,3 @@ def build_net(model, z_dim, nc, seed):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return MODELS[model](z_dim, nc)
-
-
-def load_model(path):
-    """Loads the network of a checkpoint, of this project or of 1Konny/Beta-VAE, on the CPU and in eval mode.
-
-    z_dim and channels are inferred from the weights, and so is the model where no --model stands in the checkpoint.
-    Raises a one-line UserError if they are of no such network.
-    """
-    state = read_checkpoint(path)
-    weights, name = state["model_states"]["net"], (state["arguments"] or {}).get("model")
-    for build in [MODELS[name]] if name in MODELS else MODELS.values():
-        try:
-            # bias of the last layer: nc values, or one for each pixel where it is linear
-            outputs = list(weights.values())[-1].numel()
-            net = build(weights["decoder.0.weight"].shape[1], outputs // build.image_size**2 or outputs)
-            net.load_state_dict(weights)
-            return net.eval()
-        except (AttributeError, LookupError, RuntimeError):
-            continue
-    raise UserError(f"checkpoint {path} holds none of the networks {', '.join(MODELS)}")

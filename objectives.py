@@ -9,9 +9,7 @@ latent. The columns of log.csv follow its keys; names of scalars do not end in a
 total_kld and kld. To add an objective, write the function and name it in OBJECTIVES.
 """
 
-import inspect
 import math
-from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -134,15 +132,3 @@ def objective_B_TC(
 
 
 OBJECTIVES = {"H": objective_H, "B": objective_B, "TC": objective_TC, "B_TC": objective_B_TC}
-
-
-def flags_of(objective):
-    """Names of the flags that an objective takes: its keyword-only parameters that have no default."""
-    parameters = inspect.signature(objective).parameters.values()
-    return [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is p.empty]
-
-
-def bind(args, dist):
-    """The objective that --objective names, with its flags filled in. dist: p(x|z), "bernoulli" or "gaussian"."""
-    objective, flags = OBJECTIVES[args.objective], {**vars(args), "dist": dist}
-    return partial(objective, **{name: flags[name] for name in flags_of(objective)})

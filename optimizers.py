@@ -1,12 +1,15 @@
-"""The optimisers: Adam, Adagrad and Muon."""
+"""The optimisers: Adam, Adagrad and Muon.
+
+An entry of OPTIMIZERS is a function of the network and, by keyword, of the flags of main.py that it needs. It returns
+torch's optimisers by the names under which checkpoints keep their state, the first of them "optim".
+"""
 
 import torch
-from torch.optim.adam import adam
 
 
 @torch.no_grad()
 def orthogonalise(matrices, dtype=torch.float32):
-    """The nearest semi-orthogonal matrices (N, m, n), roughly: singular values become 0.7 to 1.2, singular vectors stay.
+    """Return roughly the nearest semi-orthogonal matrices (N, m, n): singular values become 0.7 to 1.2, singular vectors stay.
 
     Five steps of Newton and Schulz with the coefficients of Jordan et al. (2024), each of which multiplies a small singular
     value by 3.4: those below 1/500 of a matrix's norm stay below 1. dtype: of the products.
@@ -22,7 +25,7 @@ def orthogonalise(matrices, dtype=torch.float32):
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon (Jordan et al., 2024) for weights, Adam for biases.
+    """Muon (Jordan et al., 2024), for weights of two dimensions or more.
 
     A step moves a weight matrix along the orthogonalised average of its gradients, so that directions in which the gradient
     is weak learn as fast as the strong ones. torch.optim.Muon is for linear layers only; here a convolution's weight is a
@@ -32,59 +35,46 @@ class Muon(torch.optim.Optimizer):
 
     MOMENTUM = 0.95
 
-    def __init__(self, parameters, lr, betas=(0.9, 0.999), dtype=torch.float32):
-        super().__init__(parameters, {"lr": lr, "betas": betas})
+    def __init__(self, weights, lr, dtype=torch.float32):
+        super().__init__(weights, {"lr": lr})
         self.dtype = dtype
 
     @torch.no_grad()
     def step(self):
         for group in self.param_groups:
-            alike, biases = {}, []
+            alike = {}  # those of one shape are orthogonalised together: many small matrices are slow
             for p in (p for p in group["params"] if p.grad is not None):
-                if p.ndim > 1:  # those of one shape are orthogonalised together: many small matrices are slow
-                    alike.setdefault((len(p), p[0].numel()), []).append(p)
-                else:
-                    biases.append(p)
+                alike.setdefault((len(p), p[0].numel()), []).append(p)
             for shape, weights in alike.items():
                 updates = orthogonalise(torch.stack([self.average(p) for p in weights]), self.dtype)
                 for p, update in zip(weights, updates):
                     p.add_(update.view(p.shape), alpha=-group["lr"] * 0.2 * max(shape) ** 0.5)
-            self.adam_step(biases, group["lr"], *group["betas"])
 
     def average(self, p):
-        """Nesterov's average of a weight's gradients, as a matrix."""
+        """Return Nesterov's average of a weight's gradients, as a matrix."""
         if "momentum_buffer" not in self.state[p]:
             self.state[p]["momentum_buffer"] = torch.zeros_like(p)
         momentum = self.state[p]["momentum_buffer"].lerp_(p.grad, 1 - self.MOMENTUM)
         return p.grad.lerp(momentum, self.MOMENTUM).flatten(1)
 
-    def adam_step(self, biases, lr, beta1, beta2):
-        for p in biases:
-            if not self.state[p]:
-                shapes = state_shapes(self, p).items()
-                self.state[p] = {name: torch.zeros(shape, device=p.device) for name, shape in shapes}
-        names = ("exp_avg", "exp_avg_sq", "count")
-        means, squares, counts = ([self.state[p][name] for p in biases] for name in names)
-        gradients = [p.grad for p in biases]
-        options = dict(fused=True, amsgrad=False, maximize=False, weight_decay=0, eps=1e-8)
-        adam(biases, gradients, means, squares, [], counts, lr=lr, beta1=beta1, beta2=beta2, **options)
+
+def adam(net, *, lr, beta1, beta2):
+    """Adam (Kingma & Ba, 2015), fused."""
+    return {"optim": torch.optim.Adam(net.parameters(), lr, (beta1, beta2), fused=True)}
 
 
-def make_optimizer(args, parameters, device):
-    """The optimiser that --optimizer names; those of torch are fused where torch supports it."""
-    if args.optimizer == "adagrad":
-        return torch.optim.Adagrad(parameters, lr=args.lr, fused=device.type == "cpu")
-    betas = args.beta1, args.beta2
-    if args.optimizer == "muon":
-        return Muon(parameters, args.lr, betas, torch.bfloat16 if args.precision == "bf16" else torch.float32)
-    return torch.optim.Adam(parameters, lr=args.lr, betas=betas, fused=True)
+def adagrad(net, *, lr):
+    """Adagrad (Duchi et al., 2011), fused where torch has it so."""
+    on_cpu = next(net.parameters()).device.type == "cpu"
+    return {"optim": torch.optim.Adagrad(net.parameters(), lr, fused=on_cpu)}
 
 
-def state_shapes(optimizer, parameter):
-    """{name: shape} of the tensors that the optimiser keeps of a parameter and that a checkpoint must hold."""
-    if isinstance(optimizer, torch.optim.Adagrad):
-        return {"sum": parameter.shape}
-    moments = {"exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}
-    if isinstance(optimizer, Muon):  # count, not step, which load_state_dict() would leave on the CPU
-        return {"momentum_buffer": parameter.shape} if parameter.ndim > 1 else {**moments, "count": ()}
-    return moments
+def muon(net, *, lr, beta1, beta2, precision):
+    """Muon for the weights, Adam for the biases."""
+    weights = [p for p in net.parameters() if p.ndim > 1]
+    biases = [p for p in net.parameters() if p.ndim == 1]
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    return {"optim": Muon(weights, lr, dtype), "biases": torch.optim.Adam(biases, lr, (beta1, beta2), fused=True)}
+
+
+OPTIMIZERS = {"adam": adam, "adagrad": adagrad, "muon": muon}

@@ -1,20 +1,21 @@
-"""One run: builds or loads the network, trains it, and decides when to log, save and draw."""
+"""Build or load the network, train it, and decide when to log, save and draw."""
 
 import contextlib
+import traceback
 
 import torch
 from tqdm import tqdm
 
-import objectives
 from dataset import Batches, return_data
-from evaluation.evaluator import Evaluator, read_image
-from model import MODELS, build_net
-from optimizers import make_optimizer
-from training.checkpoint import Checkpoints, load_noise, load_optimizer
-from training.log import Log, Window
-from training.machine import keep_freed_memory, machine, set_up_device
-from training.run import RunFolder, StopSignals
-from utils import UserError, first_line, progress, show_traceback, stream_seed
+from evaluation.evaluator import Evaluator
+from model import build_net
+from objectives import OBJECTIVES, learning_rate
+from optimizers import OPTIMIZERS
+from run.checkpoint import Checkpoints, load_noise, load_optimizers, read_checkpoint
+from run.folder import RunFolder
+from run.log import Log, Window
+from run.machine import keep_freed_memory, machine, set_up_device
+from utils import StopSignal, UserError, bind, first_line, handle_signals, progress, stream_seed
 from viz import figures
 from viz.dashboard import Dashboard
 
@@ -25,53 +26,45 @@ class Solver:
     def __init__(self, args):
         self.args, self.device = args, set_up_device(args.cuda, args.threads)
         self.machine = machine(self.device, args.precision)
-        self.folder = RunFolder(args, self.machine)  # locked until train() ends
+        self.folder = RunFolder(args, self.machine)
         self.outputs, self.checkpoints = self.folder.outputs, self.folder.checkpoints
-        try:
-            self.dashboard = Dashboard(self.outputs, args.viz_name, args.viz_server, args.viz_port)
+        with contextlib.ExitStack() as locked:
+            locked.enter_context(self.folder)
             state = self.folder.load()
             self.build()
             if state:
                 self.load(state)
-        except BaseException:
-            self.folder.release()  # otherwise, in a notebook, the error would keep the lock alive
-            raise
+            self.locked = locked.pop_all()  # until train() ends
 
     def build(self):
-        """Builds all that trains at iteration 0. Network, data order, noise and pictures each have their own seed."""
+        """Build all that trains, at iteration 0. Network, data order, noise and pictures each have their own seed."""
         args, self.iter = self.args, 0
-        args.image_size = MODELS[args.model].image_size
         self.data = return_data(args, self.device)
         keep_freed_memory()  # only now: preparing the data may have taken much more memory than training does
-        self.batches = Batches(len(self.data), args.batch_size, args.seed, self.device)
         net = build_net(args.model, args.z_dim, self.data.channels, stream_seed(args.seed, "model"))
+        if args.init:
+            self.load_weights(net, read_checkpoint(args.init))
         self.net = net.to(self.device, memory_format=torch.channels_last)
-        self.optim = make_optimizer(args, self.net.parameters(), self.device)
-        self.distribution = args.dist or self.data.distribution
-        self.objective = objectives.bind(args, self.distribution)
-        self.noise = torch.Generator(self.device)
-        with torch.no_grad():
-            # A first loss, only to see what a step logs; of two images, since an objective may need a covariance.
-            _, terms = self.compute_loss(self.data.batch(torch.tensor([0, 0])))
-        self.noise.manual_seed(stream_seed(args.seed, "noise"))
-        self.window = Window(terms, self.device)
-        self.log = Log(self.outputs / "log.csv", ["iter", *self.window.columns])
-        self.first_nonfinite = torch.tensor(0, device=self.device)  # first step with such a loss; 0: none
         self.evaluator = Evaluator(self.net, self.data, args.seed)
-        if args.metrics != "none":
-            self.evaluator.check()
-        for file in args.image or ():  # drawn at the end; one that is missing is found now
-            read_image(file, self.data.channels, args.image_size)
+        self.evaluator.check(args.metrics, args.image or ())
+        self.window, self.log = Window(), Log(self.outputs / "log.csv")
+        self.dashboard = Dashboard(self.outputs, args.viz_name, args.viz_server, args.viz_port)
+        self.noise = torch.Generator(self.device).manual_seed(stream_seed(args.seed, "noise"))
+        if args.train:
+            self.batches = Batches(len(self.data), args.batch_size, args.seed, self.device)
+            self.optims = bind(OPTIMIZERS[args.optimizer], args)(self.net)
+            self.objective = bind(OBJECTIVES[args.objective], args)
+            self.first_nonfinite = torch.tensor(0, device=self.device)  # first step with such a loss; 0: none
 
     def train(self):
-        """Trains up to max_iter; returns the exit status: 0, or 128 + the number of the signal that stopped it."""
+        """Train up to max_iter; return the exit status: 0, or 128 + the number of the signal that stopped it."""
         args = self.args
-        with self.folder, self.dashboard if args.viz_on else contextlib.nullcontext():
+        with self.locked, self.dashboard if args.viz_on else contextlib.nullcontext():
             if self.iter >= args.max_iter:
                 print(f"{args.viz_name} is finished (iteration {self.iter:,}): --max_iter can be increased")
                 self.display()  # it may have been killed while drawing its last pictures
             else:
-                self.folder.begin(self.iter, self.log, self.save)
+                self.folder.begin(self.iter, self.log)
                 self.dashboard.update(self.iter)
                 if self.iter and self.iter % args.display_step == 0:  # killed while drawing
                     self.display()
@@ -82,9 +75,9 @@ class Solver:
 
     def loop(self):
         """The training loop; returns the signal that stopped it, or None if it reached max_iter."""
-        args, saved = self.args, self.iter
+        args, saved, stop = self.args, self.iter, StopSignal()
         bar = progress(total=args.max_iter, initial=self.iter, unit="it", delay=0, leave=True)
-        with StopSignals() as stop, bar:
+        with handle_signals(stop), bar:
             while self.iter < args.max_iter and not stop.received:
                 self.iter += 1
                 x = self.data.batch(self.batches[self.iter])  # B, C, H, W
@@ -107,15 +100,17 @@ class Solver:
         return stop.received
 
     def training_step(self, x):
-        """One optimiser step on a batch of images x (B, C, H, W). Nothing in it waits for the device."""
+        """Take one optimiser step on a batch of images x (B, C, H, W). Nothing in it waits for the device."""
         args = self.args
-        for group in self.optim.param_groups:
-            group["lr"] = objectives.learning_rate(self.iter, args.lr, args.lr_start_iter, args.lr_stop_iter)
+        lr = learning_rate(self.iter, args.lr, args.lr_start_iter, args.lr_stop_iter)
         loss, terms = self.compute_loss(x)
-        self.optim.zero_grad()
+        self.net.zero_grad()
         loss.backward()
-        self.optim.step()
-        self.window.add(terms)
+        for optim in self.optims.values():
+            for group in optim.param_groups:
+                group["lr"] = lr
+            optim.step()
+        self.window.add(terms, self.device)
         bad = (self.first_nonfinite == 0) & ~loss.isfinite()
         self.first_nonfinite = torch.where(bad, self.iter, self.first_nonfinite)
 
@@ -127,11 +122,11 @@ class Solver:
         return loss, {**terms, "mu": mu.mean(dim=0), "var": logvar.exp().mean(dim=0)}
 
     def check_finite(self):
-        """Raises UserError if a loss, a weight or an average of the optimiser is not finite. Waits for the device."""
+        """UserError if a loss, a weight or an average of the optimiser is not finite. Waits for the device."""
         first = int(self.first_nonfinite)
-        averages = [each for state in self.optim.state.values() for each in state.values()]
-        values = map(torch.as_tensor, [*self.net.parameters(), *averages])
-        if first or not all(value.isfinite().all() for value in values):
+        states = [state for optim in self.optims.values() for state in optim.state.values()]
+        averages = [torch.as_tensor(value) for state in states for value in state.values()]
+        if first or not all(value.isfinite().all() for value in (*self.net.parameters(), *averages)):
             what = "loss is" if first else "weights or the optimiser's averages are"
             since = f"since iteration {first or self.iter:,}"
             raise UserError(f"the {what} not finite {since}: stopped without saving; a lower --lr may help")
@@ -139,38 +134,37 @@ class Solver:
     # Log, pictures and scores.
 
     def gather(self):
-        """Writes the averages over the window as a row of the log, and starts the next window."""
+        """Write the averages over the window as a row of the log, and start the next window."""
         self.check_finite()
-        self.window.close(self.log.append(self.iter, self.window.means().values()))
+        self.window.close(self.log.append(self.iter, self.window.means()))
         self.dashboard.update(self.iter)
 
     def display(self):
-        """Prints the current averages and draws the pictures; a failing picture does not stop training."""
+        """Print the current averages and draw the pictures; a failing picture does not stop training."""
         self.check_finite()  # or there is nothing to draw
         tqdm.write(f"[{self.iter:,}] {self.window.text()} nats")
-        try:
-            if self.args.save_output:
-                self.draw()
-        except Exception as error:
-            show_traceback(error)
-            tqdm.write(
-                f"no pictures at {self.iter:,}, training continues: {type(error).__name__}: {first_line(error)}"
-            )
+        if self.args.save_output:
+            self.draw()
 
     def draw(self):
-        """Writes the pictures of this iteration. Uses none of training's random numbers, so it does not affect training."""
-        folder = self.outputs / str(self.iter)
-        top_factor = self.evaluator.draw(folder, self.window.latent_kld())
-        if (log := self.log.path).exists():
-            figures.curves(log, self.outputs / "curves.png")
-            figures.capacity(log, top_factor, self.outputs / "capacity.png", self.iter)
-        if self.iter >= self.args.max_iter or not self.args.train:
-            self.evaluator.write_page(folder / "explore.html", self.args.viz_name, self.window.latent_kld())
-        tqdm.write(f"pictures in {folder}")
+        """Write the pictures of this iteration. Uses none of training's random numbers, so it does not affect training."""
+        try:
+            folder = self.outputs / str(self.iter)
+            top_factor = self.evaluator.draw(folder, self.window.latent_kld())
+            if self.log.path.exists():
+                figures.curves(self.log.path, self.outputs / "curves.png")
+                figures.capacity(self.log.path, top_factor, self.outputs / "capacity.png", self.iter)
+            if self.iter >= self.args.max_iter or not self.args.train:
+                self.evaluator.write_page(folder / "explore.html", self.args.viz_name, self.window.latent_kld())
+            tqdm.write(f"pictures in {folder}")
+        except Exception as error:
+            if not isinstance(error, UserError):
+                traceback.print_exc()
+            tqdm.write(f"a picture of {self.iter:,} is missing, all else goes on: {first_line(error)}")
         self.dashboard.update(self.iter)
 
     def evaluate(self):
-        """Scores the model according to --metrics, and draws its pictures."""
+        """Score the model according to --metrics, and draw its pictures."""
         args, folder = self.args, self.outputs / str(self.iter)
         if args.metrics != "none":
             about = {"iter": self.iter, **self.machine}
@@ -192,7 +186,7 @@ class Solver:
             {
                 "iter": self.iter,
                 "model_states": {"net": self.net.state_dict()},
-                "optim_states": {"optim": self.optim.state_dict()},
+                "optim_states": {name: optim.state_dict() for name, optim in self.optims.items()},
                 "generators": {"noise": self.noise.get_state()},
                 "window": self.window.state_dict(),
                 "data": self.data.fingerprint,
@@ -202,19 +196,23 @@ class Solver:
         )
 
     def load(self, state):
-        """Resumes a run from state, on the CPU bit for bit. Raises a one-line UserError if it does not fit."""
-        args = self.args
+        """Resume a run from state, on the CPU bit for bit. Drawing and scoring need neither its optimiser nor its images."""
         self.folder.check_data(state.get("data"), self.data.fingerprint)
+        self.load_weights(self.net, state)
+        self.iter = state["iter"]
+        if self.args.train:
+            load_optimizers(self.optims, state["optim_states"])
+        if state["arguments"] is not None:
+            self.window.load_state_dict(state["window"], self.device)
+            load_noise(self.noise, state, stream_seed(self.args.seed, "noise", self.iter))
+
+    def load_weights(self, net, state):
+        """Load the weights of a checkpoint; UserError if they are of another network."""
+        args = self.args
         try:
-            self.net.load_state_dict(state["model_states"]["net"])
-            self.iter = state["iter"]
-            if args.train:  # drawing and scoring need no optimiser
-                load_optimizer(self.optim, state["optim_states"]["optim"])
-            if state["arguments"] is not None:
-                self.window.load_state_dict(state["window"])
-                load_noise(self.noise, state, stream_seed(args.seed, "noise", self.iter))
-        except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
+            net.load_state_dict(state["model_states"]["net"])
+        except RuntimeError as error:  # other names or shapes
             network = f"--model {args.model} --z_dim {args.z_dim} for {self.data.channels} channels"
-            what = f"does not fit {network}, or --optimizer {args.optimizer} ({first_line(error)})"
-            raise UserError(f"checkpoint {args.ckpt_name} {what}") from error
-        self.check_finite()
+            raise UserError(
+                f"the checkpoint's weights do not fit {network}: {str(error).splitlines()[1].strip()}"
+            ) from None

@@ -1,24 +1,24 @@
-"""What all programs share: types of flags, errors in one line, seeds, progress, and files that are never half-written."""
+"""What all programs share: errors in one line, signals, types of flags, seeds, progress, and files never half-written."""
 
 import argparse
 import contextlib
-import errno
+import difflib
+import inspect
 import os
-import platform
 import secrets
 import signal
 import sys
 import threading
-import traceback
-from importlib.metadata import version
+import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-# Signals that end a program; the last two: terminal closed, SLURM's warning
-ENDING = ("SIGTERM", "SIGHUP", "SIGUSR1")
+# Ctrl-C, kill, terminal closed, SLURM's and submitit's warnings, limit of CPU time
+ENDING = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")
 ACTIVE = 0.01  # nats of KL above which a latent counts as active
 
 
@@ -26,85 +26,96 @@ class UserError(Exception):
     """Something that the user can put right; it is printed without a traceback."""
 
 
-def printable(text, keep=""):
-    """Text whose control characters, but for those to keep, are written as escapes: names may hold any."""
-    return "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text)
+def run_cli(prog, interrupted, run):
+    """Call run() and return an exit status; user errors and Ctrl-C print one line, no traceback.
 
-
-def say(text):
-    """Print a line for the user."""
-    print(printable(text, keep="\n"), flush=True)
-
-
-class Parser(argparse.ArgumentParser):
-    """Reports a bad flag in one line."""
-
-    def parse_known_args(self, args=None, namespace=None):
-        for text in sys.argv[1:] if args is None else args:
-            if text.startswith("--") and text.endswith("=--"):  # argparse itself makes an empty list of it
-                self.error(f"argument {text[:-3]}: expected a value, not --")
-        return super().parse_known_args(args, namespace)
-
-    def error(self, message):
-        self.exit(2, f"{self.prog}: {printable(message)}\n")
-
-
-def show_traceback(error):
-    """Prints where an error came from if BETA_VAE_DEBUG=1 is in the environment; else one line has to do."""
-    if os.environ.get("BETA_VAE_DEBUG", "0") != "0":
-        traceback.print_exception(error)
+    SIGTERM and the like end run() as an exception does, so that no half-written file is left.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # names may hold what the console cannot print
+    try:
+        with handle_signals(lambda number, frame: sys.exit(128 + number), but="SIGINT"):
+            return run() or 0
+    except KeyboardInterrupt:
+        print(f"{prog}: {interrupted}", file=sys.stderr)
+        return 130
+    except (MemoryError, torch.OutOfMemoryError):
+        print(f"{prog}: out of memory: a smaller --batch_size needs less", file=sys.stderr)
+        return 1
+    except (UserError, OSError) as error:
+        print(f"{prog}: {error}", file=sys.stderr)
+        return 1
 
 
 def first_line(error):
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def run_cli(prog, interrupted, run):
-    """Call run() and return an exit status; user errors and Ctrl-C print one line, no traceback.
+def bind(function, args):
+    """Fill in the keyword-only arguments of function that have no default from the flags of the same name."""
+    names = [p.name for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    defaults = function.__kwdefaults__ or {}
+    return partial(function, **{name: getattr(args, name) for name in names if name not in defaults})
 
-    What the console cannot print is escaped. SIGTERM, SIGHUP and SIGUSR1 end run() as an exception does, so that no half-written
-    file is left.
-    """
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # closed by the shell: 2>&-
-            setattr(sys, name, open(os.devnull, "w"))
-        if hasattr(stream := getattr(sys, name), "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
-    try:
-        with ended_by_signals():
-            return run() or 0
-    except KeyboardInterrupt:
-        print(f"{prog}: {interrupted}", file=sys.stderr)
-        return 130
-    except (UserError, OSError, MemoryError, RuntimeError) as error:
-        message = printable(str(error), keep="\n")
-        if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in message:
-            message = "out of memory: a smaller --batch_size needs less"  # torch's own, on the CPU, is a RuntimeError
-        elif isinstance(error, RuntimeError):
-            raise
-        show_traceback(error)
-        print(f"{prog}: {message}", file=sys.stderr)
-        return 1
+
+# Signals.
 
 
 @contextlib.contextmanager
-def ended_by_signals():
-    """Within `with`: SIGTERM, SIGHUP and SIGUSR1 raise SystemExit, so that files are closed or removed on the way out."""
+def handle_signals(handler, but=None):
+    """Within `with`, call handler(number, frame) for the signals ENDING, except the one named by but.
 
-    def end(number, frame):
-        raise SystemExit(128 + number)
-
-    numbers = []
-    if threading.current_thread() is threading.main_thread():  # the others cannot set handlers
-        numbers = [getattr(signal, name) for name in ENDING if hasattr(signal, name)]
-    numbers = [number for number in numbers if signal.getsignal(number) == signal.SIG_DFL]
-    for number in numbers:
-        signal.signal(number, end)
+    What the launcher ignores stays ignored (nohup), but for SIGINT, which shells ignore in the background. Outside the
+    main thread, where Python has no signals, this does nothing.
+    """
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in (getattr(signal, name) for name in ENDING if name != but):
+            if number == signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN:
+                before[number] = signal.signal(number, handler)
     try:
         yield
     finally:
-        for number in numbers:
+        for number, old in before.items():
+            signal.signal(number, old)
+
+
+class StopSignal:
+    """Keep the first signal in .received; let a second one end the process.
+
+    What comes within REPEAT seconds is no second one: launchers may send one to a process and to its group.
+    """
+
+    REPEAT = 0.5
+    received = None
+
+    def __call__(self, number, frame):
+        if self.received is None:
+            self.received, self.at = number, time.monotonic()
+        elif time.monotonic() > self.at + self.REPEAT:
             signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+
+
+# Flags.
+
+
+class Parser(argparse.ArgumentParser):
+    """Report a wrong flag in one line, with the nearest flag that there is."""
+
+    def parse_args(self, args=None, namespace=None):
+        args, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            flags = [flag for action in self._actions for flag in action.option_strings]
+            nearest = difflib.get_close_matches(unknown[0].split("=")[0], flags, n=1)
+            self.error(
+                f"unknown argument {unknown[0]}" + (f", did you mean {nearest[0]}?" if nearest else "")
+            )
+        return args
+
+    def error(self, message):
+        self.exit(2, f"{self.prog}: {message}\n")
 
 
 def boolean(text):
@@ -117,20 +128,18 @@ def boolean(text):
 
 
 def file_name(text):
-    """argparse type: the name of a file or folder, or of another machine; not empty."""
-    if not text or b"\0" in os.fsencode(text):
-        raise argparse.ArgumentTypeError(f"must be a valid file name, not {text!r}")
-    return text
+    """argparse type: the name of a file or folder, not empty; ~ is the home folder."""
+    if not text:
+        raise argparse.ArgumentTypeError("must not be empty")
+    return os.path.expanduser(text)
 
 
 def count(text):
     """argparse type: a whole number, which may be written 1e6."""
-    try:
-        return int(text)
-    except ValueError:
-        if float(text).is_integer():
-            return int(float(text))
-        raise
+    value = float(text)
+    if not value.is_integer():
+        raise ValueError(f"{text!r} is not a whole number")
+    return int(text) if text.isdecimal() else int(value)
 
 
 def within(kind, least, below):
@@ -145,16 +154,13 @@ def within(kind, least, below):
     return number
 
 
+# Seeds, progress, files.
+
+
 def stream_seed(seed, stream, start=0):
     """A seed for one of a run's streams of random numbers, so that no two draw the same numbers."""
     key = (("model", "noise", "pictures").index(stream), start)
     return int(np.random.SeedSequence(seed, spawn_key=key).generate_state(1, np.uint32)[0])
-
-
-def versions():
-    """Versions of what the numbers of a run depend on."""
-    names = ("torch", "numpy", "scikit-learn")
-    return {"python": platform.python_version(), **{name: version(name) for name in names}}
 
 
 def progress(iterable=None, delay=2, leave=False, **options):
@@ -164,41 +170,15 @@ def progress(iterable=None, delay=2, leave=False, **options):
 
 
 @contextlib.contextmanager
-def named(path):
-    """Within `with`: an error of the system, such as a full disk, names the file, which a failing write does not."""
-    try:
-        yield
-    except OSError as error:
-        if error.filename:
-            raise
-        raise OSError(error.errno, error.strerror or str(error), str(path)) from None
-
-
-def regular(path):
-    """The path of a file to read; OSError if it is a pipe, which would be waited for, or the like."""
-    if path.exists() and not path.is_file():
-        raise OSError(errno.EINVAL, "not a regular file", str(path))
-    return path
-
-
-@contextlib.contextmanager
-def atomic_file(path, backup=None):
-    """Atomic binary write: after a crash, path holds the old content or all of the new. Several may write it at once.
-
-    backup: where the old content goes, if it is to be kept.
-    """
+def atomic_file(path):
+    """Atomic binary write: after a crash, path holds the old content or all of the new. Several may write it at once."""
     path = Path(path)
-    if not path.name:
-        raise UserError(f"{path} names no file")
-    # Nobody can guess the name, and "x" follows no link: none can be planted that leads to another file.
     temporary = path.with_name(f".{path.name[:60]}.{secrets.token_hex(8)}.tmp")
     try:
-        with named(path), open(temporary, "x+b") as file:
+        with open(temporary, "xb+") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        if backup:
-            os.replace(path, backup)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -38,8 +38,12 @@ class Evaluator:
         mu, _ = net.encode(x)  # 1, z_dim
         self.random_z = torch.randn(mu.shape[1], generator=generator).to(mu.device)  # z_dim
 
-    def check(self):
-        """Raises UserError if the model cannot be scored."""
+    def check(self, level="full", files=()):
+        """UserError if the model cannot be scored at this level of metrics, or one of these image files cannot be read."""
+        for file in files:
+            read_image(file, self.data.channels, self.size)
+        if level == "none":
+            return
         if not self.data.factor_sizes:
             raise UserError("scores need known factors, which this data set does not have: omit the metrics")
         if len(self.random_z) < 2:

@@ -7,8 +7,8 @@ import statistics
 from pathlib import Path
 from typing import NamedTuple
 
-from training.log import read_log
-from utils import ACTIVE, UserError, atomic_file, regular
+from run.log import read_log
+from utils import ACTIVE, UserError, atomic_file
 from viz import figures
 
 
@@ -29,7 +29,7 @@ class Result(NamedTuple):
 def iterations(folder):
     """The last iteration in the log of a run's folder; 0 without one. Fast, for progress bars."""
     try:
-        rows = regular(Path(folder) / "log.csv").read_bytes().split(b"\n")[:-1]  # complete ones
+        rows = (Path(folder) / "log.csv").read_bytes().split(b"\n")[:-1]  # complete ones
         return int(rows[-1].split(b",")[0])
     except (OSError, ValueError, IndexError):  # no log, only a header, no rows
         return 0
@@ -51,7 +51,7 @@ def read_numbers(folder, level="none"):
         if level == "none":
             return numbers
         path = Path(folder) / str(numbers["iterations"]) / "metrics.json"
-        scores = json.loads(regular(path).read_text())
+        scores = json.loads(path.read_text())
         if scores["settings"]["level"] != level:
             return None
     except (OSError, ValueError, LookupError, TypeError, UserError):

@@ -9,7 +9,7 @@ reconstructs better from as many nats.
 import sys
 from pathlib import Path
 
-from training.log import read_log
+from run.log import read_log
 from utils import Parser, UserError, run_cli
 from viz import figures
 

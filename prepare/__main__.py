@@ -12,7 +12,7 @@ import argparse
 import sys
 
 from prepare.sets import DATASETS, SETS, find_dsprites, find_images
-from utils import Parser, count, file_name, run_cli, say
+from utils import Parser, count, file_name, run_cli
 
 
 def make_parser():
@@ -59,7 +59,7 @@ def run(args):
 
         archive = fetch(SETS[args.dataset].url, SETS[args.dataset].hash, args.dset_dir)
     if args.dataset == "dsprites":
-        say(find_dsprites(args.dset_dir, archive)[1])
+        print(find_dsprites(args.dset_dir, archive)[1])
     else:
         settings = args.image_size, archive, args.crop, args.channels, args.num_workers
         find_images(args.dataset, args.dset_dir, *settings)

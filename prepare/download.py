@@ -6,7 +6,7 @@ from pathlib import Path
 import pooch
 import requests
 
-from utils import UserError, progress, say
+from utils import UserError, progress
 
 
 def fetch(url, known_hash, folder):
@@ -16,9 +16,9 @@ def fetch(url, known_hash, folder):
     """
     path = Path(folder).absolute() / url.rsplit("/", 1)[1]
     if path.exists():
-        say(f"{path} is there already: not fetched again")
+        print(f"{path} is there already: not fetched again")
         return path
-    say(f"fetching {url}")
+    print(f"fetching {url}")
     pooch.get_logger().setLevel(logging.WARNING)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -12,7 +12,7 @@ from prepare import dsprites, official_dsprites
 from prepare.archives import open_images, stamp
 from prepare.arrays import load_array, read_manifest, write_header, write_manifest
 from prepare.images import make_array
-from utils import UserError, atomic_file, say
+from utils import UserError, atomic_file
 
 VERSION = 2  # of the way in which images are prepared; arrays of another version are made again
 MOST_WORKERS = 256  # threads that decode images
@@ -101,11 +101,11 @@ def find_images(name, dset_dir, size, archive=None, crop=None, channels=None, wo
             gone = f"{path} {fault}, and its images are gone: " if path.exists() else ""
             raise UserError(gone + how_to_get(name, dset_dir))
         if path.exists():
-            say(f"{path} {fault}: making it again")
+            print(f"{path} {fault}: making it again")
         settings["stamp"] = stamp(source, leave_out)
         manifest = make_images(name, path, source, size, settings, workers, leave_out)
         images = load_array(path, manifest["crc32"])
-    say(f"{spec.title}: {describe(manifest)}, from {Path(dset_dir, manifest['source']).resolve()}")
+    print(f"{spec.title}: {describe(manifest)}, from {Path(dset_dir, manifest['source']).resolve()}")
     return images, manifest
 
 
@@ -115,7 +115,7 @@ def make_images(name, path, source, size, settings, workers, leave_out):
     with open_images(source, leave_out) as (images, skipped):
         if not images:
             raise UserError(f"no image in {source}: {skipped or 'it is empty'}")
-        say(f"preparing {len(images):,} images of {source} into {path}")
+        print(f"preparing {len(images):,} images of {source} into {path}")
         array = make_array(path, images, size, settings["crop"], settings["channels"], workers)
     skipped |= array["skipped"]
     inside = Path(source).resolve().is_relative_to(path.parent.resolve())  # so that dset_dir may be moved
@@ -123,11 +123,11 @@ def make_images(name, path, source, size, settings, workers, leave_out):
     manifest = {**settings, **array, "source": where, "skipped": skipped}
     write_manifest(path, manifest)
     if skipped:
-        say(f"skipped {skipped}")
+        print(f"skipped {skipped}")
     if manifest["depth"]:
-        say(f"16-bit images: of the {manifest['depth']} bits in use the upper 8 are kept")
+        print(f"16-bit images: of the {manifest['depth']} bits in use the upper 8 are kept")
     if manifest["count"] < SETS[name].images:
-        say(f"the official set has {SETS[name].images:,} images, this one {manifest['count']:,}")
+        print(f"the official set has {SETS[name].images:,} images, this one {manifest['count']:,}")
     return manifest
 
 
@@ -157,7 +157,7 @@ def find_dsprites(dset_dir, npz=None):
     if packed is None:
         check_writable(path.parent, "dsprites", npz)
         damaged = f"{path} is damaged: " if path.exists() else ""
-        say(f"{damaged}{f'packing {npz}' if npz else 'drawing dSprites'} into {path} (377 MB, some seconds)")
+        print(f"{damaged}{f'packing {npz}' if npz else 'drawing dSprites'} into {path} (377 MB, some seconds)")
         if npz:
             crc32 = official_dsprites.pack(npz, path)
             write_manifest(path, {"source": str(npz), "crc32": crc32})

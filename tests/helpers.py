@@ -37,7 +37,7 @@ def same(a, b):
 
 def assert_same_run(runs, one, other):
     """Checkpoints (but for names and folders), log and pictures of two runs are equal to the byte."""
-    from training.checkpoint import read_checkpoint
+    from run.checkpoint import read_checkpoint
 
     states = [{**read_checkpoint(runs.checkpoint(name)), "arguments": 0} for name in (one, other)]
     for key in states[0].keys() | states[1].keys():
@@ -46,7 +46,7 @@ def assert_same_run(runs, one, other):
         {
             path.relative_to(runs.outputs(name)): path.read_bytes()
             for path in runs.outputs(name).rglob("*")
-            if path.suffix in (".csv", ".png", ".gif") and path.parent.suffix != ".old"
+            if path.suffix in (".csv", ".png", ".gif")
         }
         for name in (one, other)
     ]
@@ -110,4 +110,4 @@ class Runs:
 
     def checkpoints(self, name):
         """Names of the checkpoints that are there."""
-        return {path.name for path in self.checkpoint(name).parent.iterdir()} - {"lock", "lock.pid"}
+        return {path.name for path in self.checkpoint(name).parent.iterdir()} - {"lock"}

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 import main
 from helpers import assert_same_run
-from training.checkpoint import read_checkpoint
+from run.checkpoint import read_checkpoint
 
 KILLS = int(os.environ.get("BETA_VAE_KILLS", 12))
 SAVE_STEP = 30

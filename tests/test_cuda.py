@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from training.checkpoint import read_checkpoint
-from training.log import read_log
+from run.checkpoint import read_checkpoint
+from run.log import read_log
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 

@@ -28,8 +28,8 @@ from urllib.parse import quote, urlsplit
 from PIL import Image
 from tqdm import tqdm
 
-from training.log import read_log
-from utils import Parser, UserError, count, regular, run_cli
+from run.log import read_log
+from utils import Parser, UserError, count, run_cli
 from viz.figures import CURVES, read_curves
 from viz.pictures import not_shown
 
@@ -56,7 +56,7 @@ def text(win, title, content, size=SIZE):
 
 
 def picture(path, title, width):
-    png = regular(path).read_bytes()
+    png = (path).read_bytes()
     with Image.open(io.BytesIO(png)) as image:
         height = round(width * image.height / image.width)
     content = dict(src=f"data:image/png;base64,{base64.b64encode(png).decode()}", caption=title)
@@ -89,7 +89,7 @@ def study(folder, name):
     """The windows of a sweep: picture and table of its runs."""
     width = 3 * SIZE[0]
     yield picture(folder / "summary.png", name, width)
-    table = html.escape(regular(folder / "summary.md").read_text(encoding="utf-8"))
+    table = html.escape((folder / "summary.md").read_text(encoding="utf-8"))
     yield text("table", "Table", f"<pre>{table}</pre>", (width, SIZE[1]))
 
 
@@ -101,14 +101,14 @@ def newest(folder, name):
 
 def summary(folder, name, log, iteration):
     """The window "Run": iteration, latest losses and scores, device and flags."""
-    about = json.loads(regular(folder / "args.json").read_text())
+    about = json.loads((folder / "args.json").read_text())
     end = about["arguments"]["max_iter"]
     words = {"iteration": f"{iteration:,} of {end:,} ({100 * iteration / end:.1f} %)"}
     if log["iter"]:
         recon, kl = log["recon_loss"][-1], log["total_kld"][-1]
         words["latest"] = f"reconstruction {recon:.1f}, KL {kl:.2f} nats per image"
     if scored := newest(folder, "metrics.json"):
-        scores = json.loads(regular(scored / "metrics.json").read_text())
+        scores = json.loads((scored / "metrics.json").read_text())
         numbers = [f"{key} {value:.3g}" for key, value in scores.items() if isinstance(value, (int, float))]
         words[f"scores at {int(scored.name):,}"] = ", ".join(numbers)
     words["device"] = f"{about['device']}, {about['threads']} threads, {about['precision']}"
@@ -296,7 +296,7 @@ def main(argv=None):
         if args.server:
             return serve(args.viz_port)
         try:
-            name = json.loads(regular(args.folder / "args.json").read_text())["arguments"]["viz_name"]
+            name = json.loads((args.folder / "args.json").read_text())["arguments"]["viz_name"]
         except (OSError, ValueError, LookupError, TypeError):
             raise UserError(
                 f"{args.folder} is no run's folder: its args.json is missing or damaged"

@@ -9,7 +9,7 @@ import os
 
 import numpy as np
 
-from training.log import read_log
+from run.log import read_log
 from viz.pictures import active, label, not_shown, save
 
 COLORS = "C0 C1 C2 C3 C4 C5 C6 C8 C9 navy".split()  # of the ten latents with the highest KL; others are grey

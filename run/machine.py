@@ -1,16 +1,18 @@
 """What a run computes on: the device, and whatever else of the machine its numbers depend on."""
 
 import ctypes
+import platform
 import subprocess
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
 
-from utils import versions
+LIBRARIES = ("torch", "numpy", "scikit-learn")
 
 
 def set_up_device(cuda, threads=0):
-    """Sets how torch computes in this process; returns the CUDA device if cuda and there is one, else the CPU.
+    """Set how torch computes in this process; return the CUDA device if cuda and there is one, else the CPU.
 
     threads: of the CPU; 0 is torch's choice. Numbers that are almost zero (denormal), of which trained networks make
     many, are flushed to zero: a CPU's convolutions stumble over them, and a step takes 1.3 times as long.
@@ -26,7 +28,7 @@ def set_up_device(cuda, threads=0):
 
 
 def keep_freed_memory():
-    """Lets the process keep the memory that it frees, blocks of up to 256 MB, for its next allocations.
+    """Let the process keep the memory that it frees, blocks of up to 256 MB, for its next allocations.
 
     glibc hands large blocks back to the system, which clears each page of the next one: in training, whose activations
     are blocks of 8 MB, that is a third of the time. Does nothing where there is no glibc.
@@ -41,7 +43,7 @@ def keep_freed_memory():
 
 
 def git_commit():
-    """Commit of the code that runs, with "+changes" if files differ from it; None without git."""
+    """Return the commit of the code that runs, with "+changes" if files differ from it; None without git."""
     command = ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+changes"]
     options = dict(cwd=Path(__file__).parent, text=True, capture_output=True, check=True, timeout=10)
     try:
@@ -51,18 +53,18 @@ def git_commit():
 
 
 def machine(device, precision):
-    """What the numbers of a run depend on besides its flags, as a dict for args.json, checkpoints and scores."""
+    """Describe what the numbers of a run depend on besides its flags, as a dict for args.json, checkpoints and scores."""
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
         "precision": precision,
-        "versions": versions(),
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
         "commit": git_commit(),
     }
 
 
 def compare_machines(before, now):
-    """Says what about the machine changes the digits of a resumed run. before: a checkpoint; now: machine()."""
+    """Say what about the machine changes the digits of a resumed run. before: a checkpoint; now: machine()."""
     for name in ("device", "threads", "precision"):
         if before[name] != now[name]:
             made = f"the checkpoint was made with {name} {before[name]}, this is {now[name]}"

@@ -1,0 +1,117 @@
+"""The two folders of a run, outputs/<viz_name> and checkpoints/<viz_name>, and whose they are."""
+
+import contextlib
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from filelock import FileLock, Timeout
+
+from prepare.sets import default_distribution
+from run.checkpoint import Checkpoints
+from run.machine import compare_machines
+from utils import UserError, atomic_file
+
+# Flags that do not make a run what it is: with another value of any other flag, it is another run.
+FREE = (
+    "train max_iter metrics cuda threads precision image_size init dset_dir num_workers image encode save_output gather_step "
+    "display_step viz_on viz_server viz_port viz_name output_dir ckpt_dir save_step ckpt_name overwrite"
+).split()
+
+
+def defining_flags(arguments, names):
+    """Those of the flags in arguments, a dict, that make a run what it is and are among names."""
+    flags = {name: arguments[name] for name in names if name in arguments and name not in FREE}
+    return {**flags, "dist": flags["dist"] or default_distribution(flags["dataset"])}
+
+
+class RunFolder:
+    """args: the flags of main.py; machine: what the run computes on (run/machine.py).
+
+    One process trains a run: it locks the checkpoints, until the end of `with` or of the process, however that ends.
+    """
+
+    def __init__(self, args, machine):
+        self.args, self.machine = args, machine
+        self.outputs = Path(args.output_dir) / args.viz_name
+        self.checkpoints = Checkpoints(Path(args.ckpt_dir) / args.viz_name)
+        self.lock = FileLock(self.checkpoints.folder / "lock", thread_local=False)
+        if args.train:
+            self.checkpoints.folder.mkdir(parents=True, exist_ok=True)
+            try:
+                self.lock.acquire(timeout=0)
+            except Timeout:
+                raise UserError(
+                    f"another process is training {args.viz_name}: another run needs another --viz_name"
+                ) from None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        """Let another process train the run; leave no folder of one that never began."""
+        self.lock.release()
+        if self.args.train and not self.outputs.exists():
+            (self.checkpoints.folder / "lock").unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # the folder holds something
+                self.checkpoints.folder.rmdir()
+
+    def load(self):
+        """The state in the checkpoint that args names, None to start anew. UserError if it is of another run than args.
+
+        Where nothing is trained, args takes the flags that define the run from the checkpoint.
+        """
+        args, folder = self.args, self.checkpoints.folder
+        if args.train and args.overwrite:
+            return None
+        if args.train and args.ckpt_name != "last" and self.checkpoints.paths():
+            raise UserError(f"{folder} holds a run: leave out --ckpt_name to go on with it, or give another --viz_name")
+        state = self.checkpoints.load(args.ckpt_name)
+        if state is None:
+            if not args.train:
+                raise UserError(f"--train False needs a checkpoint, and {folder} has none: train first")
+        elif state["arguments"] is None:
+            print(f"checkpoint {args.ckpt_name} has no flags (those given now count), noise or log")
+        else:
+            self.check_flags(state["arguments"])
+            if args.train:
+                compare_machines(state, self.machine)
+        return state
+
+    def check_flags(self, arguments):
+        """UserError if the run of these saved flags is another one than that of args."""
+        args = self.args
+        saved, now = (defining_flags(flags, vars(args)) for flags in (arguments, vars(args)))
+        if not args.train:
+            vars(args).update(saved)
+            if args.dataset == "folder" and args.dset_dir == "data":  # not given
+                args.dset_dir = arguments["dset_dir"]
+        elif others := [f"{k} {saved[k]} (now {now[k]})" for k in saved if saved[k] != now[k]]:
+            then = "a new run needs another --viz_name, or --overwrite True to lose this one"
+            raise UserError(f"run {args.viz_name} was made with other settings: {', '.join(others)}; {then}")
+
+    def check_data(self, before, now):
+        """UserError if the checkpoint was made with other images. before: None or "dSprites" in old ones, of dSprites."""
+        if self.args.train and before not in (None, now, now.split(",")[0]):
+            what = f"run {self.args.viz_name} was made with {before}, and {self.args.dset_dir} holds {now}"
+            raise UserError(f"{what}: find those, or train a new run under another --viz_name")
+
+    def begin(self, iteration, log):
+        """Make ready to train after iteration: remove a run that is replaced, write args.json and prepare the log."""
+        args, folders = self.args, (self.outputs, self.checkpoints.folder)
+        if args.overwrite:
+            for path in (path for folder in folders for path in folder.glob("*") if path.name != "lock"):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        self.outputs.mkdir(parents=True, exist_ok=True)
+        for left in (path for folder in folders for path in folder.rglob(".*.tmp")):  # a killed training wrote it
+            left.unlink(missing_ok=True)
+        log.begin(iteration)
+        with atomic_file(self.outputs / "args.json") as file:
+            file.write(json.dumps({"arguments": vars(args), **self.machine}, indent=2).encode())
+        start = f"resumed at iteration {iteration:,}" if iteration else "a new run"
+        on = f"{self.machine['device']}, {self.machine['threads']} threads, {args.precision}"
+        print(f"{args.viz_name}: {start}; {on}; curves and pictures in {self.outputs}")
+        slow = torch.backends.cpu.get_cpu_capability() == "AVX2"
+        if slow and self.machine["device"] == "cpu" and args.precision == "bf16":
+            print("this CPU has no bf16 (no AVX-512): --precision float32 is about ten times as fast")

@@ -1,1 +1,0 @@
-"""What a run keeps on disk: checkpoints, log, lock, and the settings that define it."""
