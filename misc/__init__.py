@@ -1,1 +1,1 @@
-"""Results, longer texts, and the scripts of the experiments, run as python -m misc.NAME."""
+"""Results, longer texts, and the script that draws runs beside published results (python -m misc.compare)."""
