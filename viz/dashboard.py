@@ -137,7 +137,7 @@ class Dashboard:
     def __init__(self, folder, name, server="localhost", port=8097):
         self.folder, self.name, self.iteration = Path(folder), name, None
         env = re.sub(r"[^\w.=-]", "_", name)  # in other names, pages or files of visdom are not found
-        self.server, self.client = (server, port, env), None
+        self.server, self.client = (server, port, env), None  # the client once a server has answered
         self.url = f"{server if '//' in server else f'http://{server}'}:{port}/env/{env}"
         self.up = None  # whether the last sending arrived; None before the first
         self.news, self.closing = threading.Event(), threading.Event()
