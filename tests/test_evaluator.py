@@ -14,8 +14,8 @@ from conftest import same
 from evaluation import evaluator, metrics
 from evaluation.evaluator import Evaluator
 from model import BetaVAE_B
-from training.checkpoint import read_checkpoint
-from training.log import read_log
+from run.checkpoint import read_checkpoint
+from run.log import read_log
 from utils import UserError
 
 pytestmark = pytest.mark.usefixtures("thumbnails")

@@ -16,7 +16,7 @@ import training.settings
 from dataset import epoch_order
 from objectives import reconstruction_loss
 from optimizers import Muon
-from training.log import read_log
+from run.log import read_log
 from utils import stream_seed
 
 # The loss of a step as a function of each flag.

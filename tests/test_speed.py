@@ -11,7 +11,7 @@ from torch import nn
 import bench
 from helpers import ROOT
 from layers import ConvTranspose2d
-from training.checkpoint import read_checkpoint
+from run.checkpoint import read_checkpoint
 
 
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])

@@ -17,8 +17,8 @@ import sweep
 from evaluation import study
 from helpers import ROOT
 from test_run import assert_same_run
-from training.checkpoint import read_checkpoint
-from training.lock import lock_run
+from run.checkpoint import read_checkpoint
+from run.lock import lock_run
 from viz import figures
 
 LONG = ["--max_iter", 160, "--save_step", 40, "--display_step", 160]  # some seconds
