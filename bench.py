@@ -33,34 +33,22 @@ from solver import Solver
 from utils import atomic_file, file_name, progress, run_cli
 
 TRAINED = Path(__file__).resolve().parent / "misc/dsprites_B_smoothed.pt"
-PATHS = (
-    "ckpt_dir",
-    "ckpt_name",
-    "dset_dir",
-    "encode",
-    "image",
-    "json",
-    "output_dir",
-)  # flags that name files
+# flags that name files and folders
+PATHS = "ckpt_dir ckpt_name dset_dir encode image json output_dir".split()
 
 
 def bench_parser():
     """Return main.py's parser with more flags, and with model B on dSprites as the default."""
     parser = make_parser()
-    parser.prog, parser.description = (
-        "bench.py",
-        f"{__doc__.splitlines()[0]} Takes the flags of main.py, too.",
-    )
+    parser.prog = "bench.py"
+    parser.description = f"{__doc__.splitlines()[0]} Takes the flags of main.py, too."
     add = parser.add_argument_group("measurement").add_argument
+    # fmt: off
     add("--rounds", type=positive, default=7, help="bursts of each loop")
     add("--burst", type=positive, default=100, help="steps per burst")
-    add(
-        "--warm",
-        type=whole,
-        default=0,
-        help="iterations to train first; 0: load weights of model B on dSprites",
-    )
+    add("--warm", type=whole, default=0, help="iterations to train first; 0: take the weights in misc/, of model B on dSprites")
     add("--json", type=file_name, help="file for the results")
+    # fmt: on
     parser.set_defaults(model="B", objective="B", lr=5e-4, delta=1.0, viz_on=False, ckpt_name="none")
     return parser
 
@@ -94,7 +82,7 @@ def plain_steps(solver, images):
 
 
 def loop_threads():
-    """Return a thread for each loop: it and those that torch starts from it flush denormal numbers, or keep them, for good."""
+    """Return one thread per loop. It, and the threads that torch starts from it, flush denormal numbers or keep them."""
     M_ARENA_MAX = -8  # malloc.h; with one arena, keep_freed_memory() holds in these threads too
     with contextlib.suppress(AttributeError):  # no glibc
         ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)
@@ -114,8 +102,8 @@ def seconds_per_step(steps, n, device):
     return (time.perf_counter() - start) / n
 
 
-def measure(args, n_images=40_960):
-    """Run all bursts; return {loop: seconds per step of each} and what they ran on. n_images: of the plain loop (a set takes 12 GB)."""
+def measure(args):
+    """Run all bursts; return {loop: seconds per step of each burst} and a description of the machine."""
     threads = loop_threads()
     with tempfile.TemporaryDirectory() as folder:
         args.output_dir, args.ckpt_dir = f"{folder}/outputs", f"{folder}/checkpoints"
@@ -129,7 +117,7 @@ def measure(args, n_images=40_960):
         elif (args.model, args.dataset, args.z_dim) == ("B", "dsprites", 10):
             solver.net.load_state_dict(load_model(TRAINED).state_dict())
         args.lr, solver.iter = 1e-9, args.C_stop_iter  # from there on, C is C_max
-        chosen = torch.randperm(len(solver.data))[:n_images].split(64)
+        chosen = torch.randperm(len(solver.data))[:40_960].split(64)  # all of dSprites would take 12 GB
         images = torch.cat([solver.data.batch(indices).cpu() for indices in chosen])  # N, C, 64, 64
         loops = {"plain": plain_steps(solver, images), "main.py": solver_steps(solver)}
         taken = {loop: [] for loop in loops}
@@ -158,9 +146,7 @@ def main(argv=None):
         # opened first, so that a missing folder shows before the measurement
         with atomic_file(args.json) if args.json else contextlib.nullcontext() as file:
             taken, machine = measure(args)
-            print(
-                f"{machine['device']}, {machine['threads']} threads, {args.rounds} rounds of {args.burst} steps"
-            )
+            print(f"{machine['device']}, {machine['threads']} threads, {args.rounds} x {args.burst} steps")
             print("loop     it/s (slowest .. fastest)   ratio")
             for row in table(taken):
                 print("{loop:8} {it_s:6.1f} ({slowest:5.1f} .. {fastest:5.1f}) {ratio:12.2f}".format(**row))
