@@ -55,17 +55,17 @@ class BetaVAE(nn.Module):
     image_size = 64  # width and height, in pixels, of the images that the network takes
 
     def encode(self, x):
-        """x (B, nc, image_size, image_size) in [0, 1] -> mu, logvar, each (B, z_dim) and float32, of q(z|x)."""
+        """x (B, nc, image_size, image_size) in [0, 1] -> mu, logvar of q(z|x), each (B, z_dim), in the dtype of x."""
         features = self.encoder[:-1](x)
         with torch.autocast(x.device.type, enabled=False):  # bf16 would round mu by as much as half a sigma
-            mu, logvar = self.encoder[-1](features.float()).chunk(2, dim=1)
+            mu, logvar = self.encoder[-1](features.to(x.dtype)).chunk(2, dim=1)
         return mu, logvar
 
     def decode(self, z):
-        """z (B, z_dim) -> float32 logits (B, nc, image_size, image_size) of p(x|z); their sigmoid is the mean image."""
+        """z (B, z_dim) -> logits (B, nc, image_size, image_size) of p(x|z), in the dtype of z; their sigmoid is the mean image."""
         with torch.autocast(z.device.type, enabled=False):
             features = self.decoder[0](z)
-        return self.decoder[1:](features).float()
+        return self.decoder[1:](features).to(z.dtype)
 
     def forward(self, x, generator=None):
         """x (B, nc, image_size, image_size) -> x_recon (logits of the same shape), mu, logvar, and one sample z; the last three (B, z_dim)."""

@@ -1,12 +1,12 @@
-"""The objectives of both papers, and two more. All terms are in nats: summed over pixels or latents, averaged over the batch.
+"""Losses of both papers and two more. All terms are in nats: summed over pixels or latents, averaged over the batch.
 
 An objective is a function of (x, x_recon, mu, logvar, z, step) and, by keyword, of the flags of main.py that it needs:
     x, x_recon        images in [0, 1] and logits of p(x|z), (B, C, H, W)
-    mu, logvar, z     of q(z|x) and the sample that was decoded, (B, z_dim)
-    step              the iteration, from 1 on
-It returns the loss to minimise, a scalar, and a dict of what to log: scalars, or vectors (z_dim,) with one value per
-latent. The columns of log.csv follow its keys; names of scalars do not end in a digit. The programs read recon_loss,
-total_kld and kld. To add an objective, write the function and name it in OBJECTIVES.
+    mu, logvar, z     parameters of q(z|x) and the sample to decode, (B, z_dim)
+    step              iteration, starting at 1
+It returns the loss to minimise (scalar) and a dict of what to log: scalars, or vectors (z_dim,) with one value per
+latent. The columns of log.csv follow its keys; names of scalars do not end in a digit. The other programs read
+recon_loss, total_kld and kld. To add an objective, write the function and name it in OBJECTIVES.
 """
 
 import math
@@ -16,11 +16,11 @@ import torch.nn.functional as F
 
 
 def reconstruction_loss(x, x_recon, dist):
-    """-E_q[log p(x|z)], up to a constant, from one sample of z; a scalar, nats per image.
+    """Estimate -E_q[log p(x|z)], up to a constant, from one sample of z; a scalar, nats per image.
 
-    x: images in [0, 1] (B, C, H, W); x_recon: logits of p(x|z), as x.
-    bernoulli: binary cross-entropy of each pixel.
-    gaussian: squared error of the mean sigmoid(x_recon), which is a Gaussian of variance 1/2.
+    x: images in [0, 1]; x_recon: logits of p(x|z); both (B, C, H, W).
+    bernoulli: binary cross-entropy per pixel.
+    gaussian: squared error of the mean sigmoid(x_recon), that is, a Gaussian of variance 1/2.
     """
     if dist == "bernoulli":
         loss = F.binary_cross_entropy_with_logits(x_recon, x, reduction="sum")
@@ -32,37 +32,38 @@ def reconstruction_loss(x, x_recon, dist):
 
 
 def kl_divergence(mu, logvar):
-    """KL(q(z|x) || N(0, I)) of diagonal Gaussians (Kingma & Welling, 2014, Appendix B), in nats.
+    """Compute KL(q(z|x) || N(0, I)) of diagonal Gaussians (Kingma & Welling, 2014, Appendix B), in nats.
 
-    mu, logvar: (B, z_dim). Returns, averaged over the batch: total over latents (scalar), that of
-    each latent (z_dim,), and their mean (scalar).
+    mu, logvar: (B, z_dim). Return, averaged over the batch, the total over latents (scalar), the KL of each latent
+    (z_dim,) and their mean (scalar).
     """
     per_latent = 0.5 * (mu**2 + logvar.exp() - 1 - logvar).mean(dim=0)  # z_dim
     return per_latent.sum(), per_latent, per_latent.mean()
 
 
 def capacity(step, C_max, C_stop_iter, C_start=0.0):
-    """C in nats at a step: linear from C_start (0 in the paper) to C_max at C_stop_iter, then C_max (Burgess et al., A.2)."""
+    """Return C in nats: linear from C_start (0 in the paper) to C_max at C_stop_iter, then C_max (Burgess et al., A.2)."""
     return C_start + (C_max - C_start) * step / C_stop_iter if step < C_stop_iter else C_max
 
 
 def capacity_penalty(total_kld, C, smoothing=0.0):
-    """|KL - C| of the batch mean, a scalar in nats.
+    """Return |KL - C|, a scalar in nats, where KL is the mean over the batch.
 
-    smoothing: width in nats of a pseudo-Huber function, |d| -> sqrt(d^2 + smoothing^2) - smoothing; 0, as in the paper: none.
-    Without it, the slope jumps between -1 and 1 from step to step: noise that fills Adam's second moment and drowns the
-    gradient of the reconstruction in the encoder (misc/capacity.md).
+    smoothing: width (nats) of the pseudo-Huber smoothing sqrt(d^2 + smoothing^2) - smoothing of |d|; 0 is the paper's loss.
+    Without smoothing, the slope jumps between -1 and 1 from step to step. This noise fills Adam's second moment and drowns
+    the gradient of the reconstruction in the encoder (misc/capacity.md).
     """
     distance = total_kld - C
     return (distance**2 + smoothing**2).sqrt() - smoothing if smoothing else distance.abs()
 
 
 def total_correlation(z, mu, logvar):
-    """KL(q(z) || prod_j q(z_j)) in nats, a scalar (Chen et al., 2018, eq. 2), with q(z) the mean of the batch's posteriors.
+    """Estimate KL(q(z) || prod_j q(z_j)), a scalar in nats (Chen et al., 2018, eq. 2).
 
-    z, mu, logvar: (B, z_dim), one sample of each posterior. The gradient is that of minibatch-weighted sampling (Chen et al.,
-    Appendix C). So few posteriors overestimate it: once x, y and scale tell the images of a batch apart, a further latent adds
-    most of its own KL, which beta then weighs too. The bias shrinks slowly as B grows; at B = 1 the value is 0.
+    q(z) is the mean of the batch's posteriors; z, mu, logvar: (B, z_dim), one sample from each. The gradient equals that
+    of minibatch-weighted sampling (Chen et al., Appendix C). With so few posteriors the estimate is too high: once x, y
+    and scale distinguish the images of a batch, each further latent adds most of its own KL, and beta weighs that too.
+    The bias shrinks slowly as B grows; at B = 1 the estimate is 0.
     """
     # B of z, B of q, z_dim
     log_q = -0.5 * (math.log(2 * math.pi) + logvar + (z[:, None] - mu) ** 2 / logvar.exp())
@@ -73,19 +74,19 @@ def total_correlation(z, mu, logvar):
 
 
 def tc_weight(step, kl_weight, weak_iters, rise_iters, beta):
-    """Weight of the total correlation: that of the KL up to step weak_iters, then linear to beta over rise_iters."""
+    """Return the weight of the total correlation: kl_weight up to step weak_iters, then linear to beta over rise_iters."""
     rise = min(1, max(0, step - weak_iters) / rise_iters)
     return kl_weight + (beta - kl_weight) * rise
 
 
 def learning_rate(step, lr, lr_start_iter, lr_stop_iter):
-    """lr up to lr_start_iter, then cosine decay to lr / 100 at lr_stop_iter; constant if lr_stop_iter is 0."""
+    """Return lr up to lr_start_iter, then decay it by a cosine to lr / 100 at lr_stop_iter; 0 means no decay."""
     fall = min(1, max(0, step - lr_start_iter) / (lr_stop_iter - lr_start_iter)) if lr_stop_iter else 0
     return lr * (1 - 0.99 * (1 - math.cos(math.pi * fall)) / 2)
 
 
 def objective_H(x, x_recon, mu, logvar, z, step, *, dist, beta):
-    """Higgins et al. (2017), eq. 4, negated: reconstruction + beta KL."""
+    """Compute reconstruction + beta KL, the negative of eq. 4 of Higgins et al. (2017)."""
     recon_loss = reconstruction_loss(x, x_recon, dist)
     total_kld, latent_kld, mean_kld = kl_divergence(mu, logvar)
     loss = recon_loss + beta * total_kld
@@ -93,7 +94,10 @@ def objective_H(x, x_recon, mu, logvar, z, step, *, dist, beta):
 
 
 def objective_B(x, x_recon, mu, logvar, z, step, *, dist, gamma, C_start, C_max, C_stop_iter, delta):
-    """Burgess et al. (2018), eq. 8, negated: reconstruction + gamma |KL - C|; delta: smoothing of the penalty."""
+    """Compute reconstruction + gamma |KL - C|, the negative of eq. 8 of Burgess et al. (2018).
+
+    delta: width (nats) of the penalty's smoothing, see capacity_penalty(); 0 is the paper's loss.
+    """
     recon_loss = reconstruction_loss(x, x_recon, dist)
     total_kld, latent_kld, mean_kld = kl_divergence(mu, logvar)
     C = capacity(step, C_max, C_stop_iter, C_start)
@@ -103,7 +107,7 @@ def objective_B(x, x_recon, mu, logvar, z, step, *, dist, gamma, C_start, C_max,
 
 
 def objective_TC(x, x_recon, mu, logvar, z, step, *, dist, beta, kl_weight=1.0):
-    """beta-TCVAE (Chen et al., 2018, eq. 4), negated: reconstruction + KL + (beta - 1) total correlation.
+    """Compute reconstruction + KL + (beta - 1) total correlation, the negative of eq. 4 of Chen et al. (2018), beta-TCVAE.
 
     kl_weight: weight of the other two parts of the KL, index-code mutual information and dimension-wise KL; 1 in the paper.
     """
@@ -114,16 +118,16 @@ def objective_TC(x, x_recon, mu, logvar, z, step, *, dist, beta, kl_weight=1.0):
 def objective_B_TC(
     x, x_recon, mu, logvar, z, step, *, dist, gamma, C_start, C_max, C_stop_iter, delta, kl_weight, weak_iters, rise_iters, beta,
 ):  # fmt: skip
-    """Objective B + beta total correlation while C grows, then TC without C; ours, not the papers' (misc/capacity.md).
+    """Compute objective B + beta total correlation up to C_stop_iter, then objective TC; our own, from neither paper.
 
-    The capacity gives x, y and scale a latent each. Without it shape and orientation follow: under a weak KL at first, then
-    beta separates them.
+    While C grows, x, y and scale get a latent each. Then shape and orientation follow: first under a weak KL, until
+    beta rises and separates them (misc/capacity.md).
     """
     batch = (x, x_recon, mu, logvar, z, step)
     if step <= C_stop_iter:
         penalty = dict(gamma=gamma, C_start=C_start, C_max=C_max, C_stop_iter=C_stop_iter, delta=delta)
         loss, terms = objective_B(*batch, dist=dist, **penalty)
-        # else x and y may end up along the diagonals
+        # Without it, the latents of x and y may align with the diagonals.
         return loss + beta * total_correlation(z, mu, logvar), terms
     beta = tc_weight(step - C_stop_iter, kl_weight, weak_iters, rise_iters, beta)
     loss, terms = objective_TC(*batch, dist=dist, beta=beta, kl_weight=kl_weight)
