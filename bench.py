@@ -27,10 +27,10 @@ from torch.utils.data import DataLoader
 
 from layers import ConvTranspose2d
 from main import make_parser, parse, positive, whole
-from model import load_model
-from optimizers import make_optimizer
+from optimizers import OPTIMIZERS
+from run.checkpoint import load_model
 from solver import Solver
-from utils import atomic_file, file_name, progress, run_cli
+from utils import atomic_file, bind, file_name, progress, run_cli
 
 TRAINED = Path(__file__).resolve().parent / "misc/dsprites_B_smoothed.pt"
 # flags that name files and folders
@@ -49,7 +49,7 @@ def bench_parser():
     add("--warm", type=whole, default=0, help="iterations to train first; 0: take the weights in misc/, of model B on dSprites")
     add("--json", type=file_name, help="file for the results")
     # fmt: on
-    parser.set_defaults(model="B", objective="B", lr=5e-4, delta=1.0, viz_on=False, ckpt_name="none")
+    parser.set_defaults(model="B", objective="B", lr=5e-4, delta=1.0, viz_on=False)
     return parser
 
 
@@ -67,17 +67,18 @@ def plain_steps(solver, images):
     for layer in net.modules():
         if isinstance(layer, ConvTranspose2d):
             layer.__class__ = torch.nn.ConvTranspose2d
-    optimizer = make_optimizer(args, net.parameters(), solver.device)
-    for group in optimizer.param_groups:
+    optims = bind(OPTIMIZERS[args.optimizer], args)(net).values()
+    for group in (group for optim in optims for group in optim.param_groups):
         group["fused"] = None  # torch's default; Muon has no such option
     while True:
         for x in DataLoader(images, args.batch_size, shuffle=True, drop_last=True):
             x = x.to(solver.device)
             x_recon, mu, logvar, z = net(x)
             loss, _ = solver.objective(x, x_recon, mu, logvar, z, solver.iter)
-            optimizer.zero_grad()
+            net.zero_grad()
             loss.backward()
-            optimizer.step()
+            for optim in optims:
+                optim.step()
             yield net
 
 

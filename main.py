@@ -122,19 +122,26 @@ def add_folder_flags(parser):
     # fmt: on
 
 
-def parse(argv=None, defaults=None):
-    """Return the flags as a namespace; invalid ones end the program with one line and status 2. defaults: a namespace."""
-    parser = make_parser()
+def parse(argv=None, parser=None, defaults=None):
+    """Return the flags as a namespace; invalid ones end the program with one line and status 2.
+
+    parser: one with more flags; defaults: a namespace of flags that count where argv does not name them.
+    """
+    parser = parser or make_parser()
     args = parser.parse_args(argv, defaults and argparse.Namespace(**vars(defaults)))
     size = MODELS[args.model].image_size
     if args.image_size not in (None, size):
-        parser.error(f"--model {args.model} takes images of {size}x{size} pixels: --image_size must be {size}")
+        parser.error(
+            f"--model {args.model} takes images of {size}x{size} pixels: --image_size must be {size}"
+        )
     if 0 < args.lr_stop_iter <= args.lr_start_iter:
         parser.error(f"--lr_stop_iter must be 0, or after --lr_start_iter {args.lr_start_iter}")
     if os.path.realpath(args.output_dir) == os.path.realpath(args.ckpt_dir):
         parser.error("--output_dir and --ckpt_dir must be different folders: both name files by iteration")
     if args.train and args.overwrite and args.ckpt_name != "last":
-        parser.error("--overwrite True starts anew: leave out --ckpt_name; --init FILE starts from a file's weights")
+        parser.error(
+            "--overwrite True starts anew: leave out --ckpt_name; --init FILE starts from a file's weights"
+        )
     args.image_size = size
     args.dist = args.dist or default_distribution(args.dataset)
     args.gather_step = min(args.gather_step or max(1, min(1000, args.max_iter // 20)), args.display_step)
@@ -149,7 +156,7 @@ def main(argv=None):
         solver = Solver(args)
         if args.train:
             return solver.train()
-        for name, given in vars(parse(argv, args)).items():  # args has the checkpoint's flags by now
+        for name, given in vars(parse(argv, defaults=args)).items():  # args has the checkpoint's flags by now
             if given != getattr(args, name):
                 raise UserError(f"{args.ckpt_name} was made with --{name} {getattr(args, name)}, not {given}")
         return solver.evaluate()

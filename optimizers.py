@@ -74,7 +74,10 @@ def muon(net, *, lr, beta1, beta2, precision):
     weights = [p for p in net.parameters() if p.ndim > 1]
     biases = [p for p in net.parameters() if p.ndim == 1]
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    return {"optim": Muon(weights, lr, dtype), "biases": torch.optim.Adam(biases, lr, (beta1, beta2), fused=True)}
+    return {
+        "optim": Muon(weights, lr, dtype),
+        "biases": torch.optim.Adam(biases, lr, (beta1, beta2), fused=True),
+    }
 
 
 OPTIMIZERS = {"adam": adam, "adagrad": adagrad, "muon": muon}

@@ -155,7 +155,9 @@ class Solver:
                 figures.curves(self.log.path, self.outputs / "curves.png")
                 figures.capacity(self.log.path, top_factor, self.outputs / "capacity.png", self.iter)
             if self.iter >= self.args.max_iter or not self.args.train:
-                self.evaluator.write_page(folder / "explore.html", self.args.viz_name, self.window.latent_kld())
+                self.evaluator.write_page(
+                    folder / "explore.html", self.args.viz_name, self.window.latent_kld()
+                )
             tqdm.write(f"pictures in {folder}")
         except Exception as error:
             if not isinstance(error, UserError):

@@ -93,7 +93,9 @@ def load_model(path):
     state = read_checkpoint(path)
     weights, name = state["model_states"]["net"], (state["arguments"] or {}).get("model")
     z_dim = [value for key, value in weights.items() if key.startswith("encoder.")][-1].numel() // 2
-    outputs = list(weights.values())[-1].numel()  # biases of the last layer: a channel's, or a pixel's where it is linear
+    outputs = list(weights.values())[
+        -1
+    ].numel()  # biases of the last layer: a channel's, or a pixel's where it is linear
     for build in [MODELS[name]] if name in MODELS else MODELS.values():
         net = build(z_dim, outputs // build.image_size**2 or outputs)
         if shapes(net.state_dict()) == shapes(weights):
@@ -113,7 +115,9 @@ def load_optimizers(optims, saved):
             raise UserError("the checkpoint holds weights only: --init FILE starts a new run from them")
         groups = [
             {**group, "params": before["params"]}
-            for group, before in zip(optim.state_dict()["param_groups"], saved[name]["param_groups"], strict=True)
+            for group, before in zip(
+                optim.state_dict()["param_groups"], saved[name]["param_groups"], strict=True
+            )
         ]
         optim.load_state_dict({"state": saved[name]["state"], "param_groups": groups})
 

@@ -66,7 +66,9 @@ class RunFolder:
         if args.train and args.overwrite:
             return None
         if args.train and args.ckpt_name != "last" and self.checkpoints.paths():
-            raise UserError(f"{folder} holds a run: leave out --ckpt_name to go on with it, or give another --viz_name")
+            raise UserError(
+                f"{folder} holds a run: leave out --ckpt_name to go on with it, or give another --viz_name"
+            )
         state = self.checkpoints.load(args.ckpt_name)
         if state is None:
             if not args.train:
@@ -104,7 +106,9 @@ class RunFolder:
             for path in (path for folder in folders for path in folder.glob("*") if path.name != "lock"):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
         self.outputs.mkdir(parents=True, exist_ok=True)
-        for left in (path for folder in folders for path in folder.rglob(".*.tmp")):  # a killed training wrote it
+        for left in (
+            path for folder in folders for path in folder.rglob(".*.tmp")
+        ):  # a killed training wrote it
             left.unlink(missing_ok=True)
         log.begin(iteration)
         with atomic_file(self.outputs / "args.json") as file:

@@ -14,18 +14,20 @@ class Window:
     """Averages of what the steps log, since the last row of log.csv. Sums stay on the device: reading them would wait for it."""
 
     def __init__(self):
-        self.columns, self.sums, self.count, self.last_row = [], None, 0, None
+        self.names, self.columns, self.sums, self.count, self.last_row = None, [], None, 0, None
 
     @torch.no_grad()
     def add(self, terms, device):
         """Add a step. terms: a dict of scalars and of vectors (z_dim,), which get a column a value: kld_0, kld_1 .."""
         values = [torch.as_tensor(value, dtype=torch.float32, device=device) for value in terms.values()]
         row = torch.cat([value.reshape(-1) for value in values])
-        if self.sums is None or len(self.sums) != len(row):
-            self.columns = []
+        if self.names != list(terms):  # the first step in this process
+            self.names, columns = list(terms), []
             for name, value in zip(terms, values):
-                self.columns += [f"{name}_{j}" for j in range(len(value))] if value.dim() else [name]
-            self.sums, self.count = torch.zeros(len(row), dtype=torch.float64, device=device), 0
+                columns += [f"{name}_{j}" for j in range(len(value))] if value.dim() else [name]
+            if columns != self.columns:  # else the sums are a checkpoint's, to go on with
+                self.columns, self.count = columns, 0
+                self.sums = torch.zeros(len(row), dtype=torch.float64, device=device)
         self.sums += row
         self.count += 1
 

@@ -44,7 +44,9 @@ def test_a_mistyped_flag_is_answered_with_the_nearest(capsys):
     assert "did you mean --beta?" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("flag", ["--output_dir", "--ckpt_dir", "--dset_dir", "--encode", "--init", "--ckpt_name"])
+@pytest.mark.parametrize(
+    "flag", ["--output_dir", "--ckpt_dir", "--dset_dir", "--encode", "--init", "--ckpt_name"]
+)
 def test_a_path_may_begin_with_the_home_folder(flag):
     assert getattr(main.parse([f"{flag}=~/runs"]), flag[2:]) == str(Path.home() / "runs")
 

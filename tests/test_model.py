@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from helpers import ROOT
-from model import MODELS, BetaVAE, BetaVAE_B, BetaVAE_FC, BetaVAE_H, kaiming_init, load_model
+from model import MODELS, BetaVAE, BetaVAE_B, BetaVAE_FC, BetaVAE_H, BetaVAE_S, kaiming_init
+from run.checkpoint import load_model
 from utils import UserError
 
 WEIGHTS = ROOT / "misc" / "dsprites_B.pt"
@@ -27,8 +28,20 @@ LAYERS = {
         {1: (1200, 4096), 3: (1200, 1200), 5: (20, 1200)},
         {0: (1200, 10), 2: (1200, 1200), 4: (1200, 1200), 6: (4096, 1200)},
     ),
+    BetaVAE_S: (  # our own
+        {0: (32, 1, 4, 4), 2: CONV, 4: CONV, 6: CONV, 9: (256, 512), 11: (256, 256), 13: (20, 256)},
+        {
+            1: (128, 12, 1, 1),
+            3: (128, 128, 1, 1),
+            5: (128, 128, 1, 1),
+            7: (32, 128, 1, 1),
+            9: CONV,
+            11: CONV,
+            13: (32, 1, 4, 4),
+        },
+    ),
 }
-PARAMETERS = {BetaVAE_B: 502_005, BetaVAE_H: 765_335, BetaVAE_FC: 14_196_516}
+PARAMETERS = {BetaVAE_B: 502_005, BetaVAE_H: 765_335, BetaVAE_FC: 14_196_516, BetaVAE_S: 324_213}
 
 
 @pytest.mark.parametrize("cls", LAYERS)
@@ -42,7 +55,14 @@ def test_parameters_and_keys_are_those_of_the_papers_and_of_public_checkpoints(c
 
 @pytest.mark.parametrize(
     "cls, nc, z_dim",
-    [(BetaVAE_B, 1, 10), (BetaVAE_B, 3, 32), (BetaVAE_H, 3, 32), (BetaVAE_H, 1, 10), (BetaVAE_FC, 3, 4)],
+    [
+        (BetaVAE_B, 1, 10),
+        (BetaVAE_B, 3, 32),
+        (BetaVAE_H, 3, 32),
+        (BetaVAE_H, 1, 10),
+        (BetaVAE_FC, 3, 4),
+        (BetaVAE_S, 3, 5),
+    ],
 )
 def test_load_model_gives_the_network_of_any_checkpoint_in_eval_mode(tmp_path, cls, nc, z_dim):
     net, x = cls(z_dim, nc), torch.rand(2, nc, 64, 64)
@@ -86,7 +106,7 @@ def test_the_weights_that_come_with_the_repository_load_and_what_is_none_is_one_
     assert isinstance(load_model(WEIGHTS), BetaVAE_B)
     for weights in ({"a": torch.zeros(1)}, {"decoder.0.weight": torch.zeros(3)}):
         torch.save({"iter": 1, "model_states": {"net": weights}}, tmp_path / "last")
-        with pytest.raises(UserError, match="none of the networks H, B, FC"):
+        with pytest.raises(UserError, match="none of the networks H, B, FC, S"):
             load_model(tmp_path / "last")
 
 
@@ -145,7 +165,7 @@ def test_what_is_decoded_is_z_whose_noise_comes_from_the_generator_alone_and_mu_
     assert torch.equal(state, torch.get_rng_state())
 
 
-@pytest.mark.parametrize("cls, nc", [(BetaVAE_B, 1), (BetaVAE_H, 3), (BetaVAE_FC, 1)])
+@pytest.mark.parametrize("cls, nc", [(BetaVAE_B, 1), (BetaVAE_H, 3), (BetaVAE_FC, 1), (BetaVAE_S, 1)])
 def test_variance_stays_of_order_one_through_all_layers(cls, nc):
     """Fails with torch's kaiming_normal_, which takes the wrong axis of a transposed conv."""
     torch.manual_seed(0)

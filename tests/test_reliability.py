@@ -12,9 +12,9 @@ import torch
 
 import utils
 from helpers import ROOT, Runs, assert_same_run, same
-from solver import Solver
 from run.checkpoint import Checkpoints, read_checkpoint
 from run.log import read_log
+from solver import Solver
 from utils import UserError
 
 NO_PICTURES = "--save_output no"
@@ -94,9 +94,7 @@ def test_what_a_killed_training_was_writing_is_removed_by_the_next(copied):
     "size, flags",
     [(2**20, NO_PICTURES), (5000, f"{NO_PICTURES} --gather_step 1 --save_step 100")],  # checkpoint, log
 )
-def test_no_space_is_one_line_and_the_run_goes_on_from_its_checkpoint(
-    copied, size, flags
-):
+def test_no_space_is_one_line_and_the_run_goes_on_from_its_checkpoint(copied, size, flags):
     before = copied.checkpoint("run").read_bytes()
     code = (  # no file may be larger than size: as on a full disk
         f"import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, ({size}, {size}))\n"

@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 
 from helpers import ROOT, assert_same_run, same, wait_for
-from solver import Solver
 from run.checkpoint import Checkpoints, load_model, read_checkpoint
 from run.log import read_log
+from solver import Solver
 from utils import StopSignal, UserError, handle_signals
 
 NO_PICTURES = "--save_output no"
@@ -40,7 +40,13 @@ def stopping_at(patch, iteration, name):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "stop, name, status",
-    [(19, "SIGTERM", 143), (20, "SIGINT", 130), (24, "SIGUSR2", 140), (25, "SIGXCPU", 152), (32, "SIGUSR1", 138)],
+    [
+        (19, "SIGTERM", 143),
+        (20, "SIGINT", 130),
+        (24, "SIGUSR2", 140),
+        (25, "SIGXCPU", 152),
+        (32, "SIGUSR1", 138),
+    ],
 )
 def test_a_signal_saves_and_resume_gives_the_same_bytes(runs, monkeypatch, stop, name, status):
     """Also before, at and after the end of C."""

@@ -12,7 +12,7 @@ import bench
 import model
 from helpers import ROOT
 from layers import ConvTranspose2d
-from run.checkpoint import read_checkpoint
+from run.checkpoint import load_model, read_checkpoint
 
 
 def output_and_gradients(layer, x):
@@ -44,7 +44,7 @@ def test_a_bf16_step_computes_in_bfloat16_and_has_the_loss_and_gradient_of_a_flo
     losses, gradients, inside = [], [], []
     for precision in ("float32", "bf16"):
         weights = ROOT / "misc" / "dsprites_B.pt"
-        solver = runs.solver(precision, "--train False --precision", precision, "--ckpt_name", weights)
+        solver = runs.solver(precision, "--batch_size 64 --precision", precision, "--init", weights)
         layer = solver.net.decoder[9]
         layer.register_forward_hook(lambda module, inputs, output: inside.append(output.dtype))
         solver.noise.manual_seed(1)
@@ -99,7 +99,7 @@ def test_both_loops_of_bench_compute_the_same_step(runs, monkeypatch):
         model, "reparameterise", lambda mu, logvar, generator: mu
     )  # each has noise of its own
     solver = runs.solver("run", "--lr 1e-9")
-    solver.net.load_state_dict(model.load_model(bench.TRAINED).state_dict())
+    solver.net.load_state_dict(load_model(bench.TRAINED).state_dict())
     next(bench.solver_steps(solver))
     images = solver.data.batch(solver.batches[1])  # one batch: the plain loop shuffles it
     net = next(bench.plain_steps(solver, images))

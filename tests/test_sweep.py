@@ -12,13 +12,13 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
+from run.lock import lock_run
 
 import sweep
 from evaluation import study
 from helpers import ROOT
-from test_run import assert_same_run
 from run.checkpoint import read_checkpoint
-from run.lock import lock_run
+from test_run import assert_same_run
 from viz import figures
 
 LONG = ["--max_iter", 160, "--save_step", 40, "--display_step", 160]  # some seconds
