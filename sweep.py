@@ -21,7 +21,6 @@ import threading
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from functools import partial
 from pathlib import Path
-from queue import SimpleQueue
 from typing import NamedTuple
 
 import joblib
@@ -39,7 +38,6 @@ from viz import dashboard
 SINGLE = {"train", "ckpt_name", "overwrite", "image", "encode"}  # flags of main.py that a sweep does not take
 RETRIES = 3  # of a run whose process was killed
 POLL = 1  # seconds between looks at the logs, for the progress bar
-TIMEOUT = 30  # seconds in which a scheduler must answer
 
 
 class Run(NamedTuple):
@@ -99,16 +97,14 @@ def grid(sweep_name, flags):
     return runs
 
 
-def make_task(gpus=None, started=lambda process: None):
-    """Return train(flags, printed), which runs main.py in a process and returns its last words.
+def make_task():
+    """Return train(flags, printed, gpu), which runs main.py until it ends by itself and returns its last words.
 
     It is a function inside another so that dask sends its code, not a name to import: workers may start in any folder.
-    gpus: queue of names of GPUs, of which a run takes one; started: called with each process.
     """
     path, cwd = str(Path(program.__file__).resolve()), os.getcwd()
 
-    def train(flags, printed):
-        gpu = gpus and gpus.get()
+    def train(flags, printed, gpu=None, started=lambda process: None):
         env = {**os.environ, "CUDA_VISIBLE_DEVICES": gpu} if gpu else None
         with open(printed, "ab") as file:
             begin = file.tell()
@@ -116,15 +112,14 @@ def make_task(gpus=None, started=lambda process: None):
                 command = [sys.executable, "-u", path, *flags]
                 process = subprocess.Popen(command, cwd=cwd, env=env, stdout=file, stderr=file)
                 started(process)
-                # Another signal than these two: killed, perhaps for want of memory. It resumes.
-                if process.wait() >= 0 or -process.returncode in (signal.SIGINT, signal.SIGTERM):
+                status = process.wait()
+                # Other signals than these two kill it, perhaps for want of memory: it resumes.
+                if status >= 0 or -status in (signal.SIGINT, signal.SIGTERM):
                     break
-        if gpu:
-            gpus.put(gpu)
         lines = Path(printed).read_bytes()[begin:].decode(errors="replace").splitlines()
-        # Another sweep of this name may print to the same file, such as a progress bar.
-        own = [line for line in lines if line.startswith("main.py: ")] or lines or ["it printed nothing"]
-        return f"{own[-1].strip()} (status {process.returncode}; all that it printed: {printed})"
+        # Another sweep of this name may print to the same file, such as a progress bar, even in front of this line.
+        own = [line[line.index("main.py: ") :] for line in lines if "main.py: " in line] or lines or [""]
+        return f"{own[-1].strip()} (status {status}; all that it printed: {printed})"
 
     return train
 
@@ -139,7 +134,7 @@ def open_pool(args, cuda):
         try:
             from distributed import Client
 
-            client = Client(args.scheduler, timeout=TIMEOUT)
+            client = Client(args.scheduler)
         except (ImportError, OSError, ValueError) as error:
             raise UserError(f"no dask scheduler at {args.scheduler}: {error}") from None
         with client:
@@ -147,24 +142,26 @@ def open_pool(args, cuda):
         return
 
     n = torch.cuda.device_count() if cuda else 0
-    parallel = args.parallel or n or joblib.cpu_count()
-    names = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(n)))).split(",")
-    gpus, processes, stopping = SimpleQueue(), [], threading.Event()
-    for i in range(parallel * n):
-        gpus.put(names[i % n])
+    gpus = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(n)))).split(",")[:n]
+    each, local, train = itertools.cycle(gpus or [None]), threading.local(), make_task()
+    processes, stopping = [], threading.Event()
+
+    def take_gpu():
+        local.gpu = next(each)
 
     def started(process):
         processes.append(process)
         if stopping.is_set():
             process.terminate()
 
-    pool = ThreadPoolExecutor(parallel)
+    # A thread has one GPU, and trains one run at a time.
+    pool = ThreadPoolExecutor(args.parallel or n or joblib.cpu_count(), initializer=take_gpu)
     try:
-        yield partial(pool.submit, make_task(gpus if n else None, started))
+        yield lambda *task: pool.submit(lambda: train(*task, local.gpu, started))
     finally:
         stopping.set()
         pool.shutdown(wait=False, cancel_futures=True)
-        for process in processes:  # Ctrl-C has reached them, too: main.py takes both for one signal
+        for process in processes:  # Ctrl-C has reached them, too: main.py counts both as one
             process.terminate()
         pool.shutdown()
 
@@ -203,9 +200,7 @@ def train(args, runs, folder, ended):
         while futures:
             for future in wait(futures, POLL, FIRST_COMPLETED).done:
                 if future.cancelled():
-                    raise UserError(
-                        f"lost the scheduler {args.scheduler}: give the same command with a new one"
-                    )
+                    raise UserError(f"lost the scheduler {args.scheduler}: start it and the sweep again")
                 ended(futures.pop(future), future.exception() or future.result())
             bar.update(iterations() - bar.n)
 
