@@ -13,6 +13,7 @@ summary.png and a text file of what each run prints.
 import argparse
 import contextlib
 import itertools
+import logging
 import os
 import signal
 import subprocess
@@ -134,6 +135,8 @@ def open_pool(args, cuda):
         try:
             from distributed import Client
 
+            for name in ("distributed", "distributed.client"):  # it would print tracebacks
+                logging.getLogger(name).setLevel(logging.CRITICAL)
             client = Client(args.scheduler)
         except (ImportError, OSError, ValueError) as error:
             raise UserError(f"no dask scheduler at {args.scheduler}: {error}") from None
