@@ -241,8 +241,7 @@ def test_as_many_runs_as_gpus_or_else_cores_train_at_once_and_each_gets_one_of_t
 def test_a_signal_lets_the_runs_save_and_the_same_command_goes_on_to_the_same_bytes(
     runs, start, call, number
 ):
-    flags = ["--seed", "1,2", "--parallel", 1, *LONG]
-    process = start(ROOT / "sweep.py", *arguments(runs, *flags))
+    process = start(ROOT / "sweep.py", *arguments(runs, "--seed", "1,2", "--parallel", 1, *LONG))
     wait_until(lambda: training(runs, "s_seed=1"))
     if number == signal.SIGINT:
         os.killpg(process.pid, number)  # to the whole group, as a terminal does
@@ -253,7 +252,7 @@ def test_a_signal_lets_the_runs_save_and_the_same_command_goes_on_to_the_same_by
     stopped = read_checkpoint(runs.checkpoint("s_seed=1"))["iter"]
     assert 0 < stopped < 160 and printed(runs, "s_seed=1").count("stopped at iteration") == 1
     assert not runs.outputs("s_seed=2").exists()
-    call(*flags)
+    call("--seed", 1, *LONG)
     assert f"resumed at iteration {stopped}" in printed(runs, "s_seed=1")
     runs.run("alone", "--seed", 1, "--save_output", "False", *LONG)
     assert_same_run(runs, "alone", "s_seed=1")
