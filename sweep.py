@@ -1,13 +1,13 @@
-"""Train many runs, a grid of seeds and settings, and show how far their results spread.
+"""Train a grid of seeds and settings, and show how far the results of its runs spread.
 
-    python sweep.py --sweep_name betas --seed 0-9 --beta 1 4 8 --max_iter 5e4 --parallel 2
+    python sweep.py --sweep_name betas --seed 0-9 --beta 1 4 8 --max_iter 5e4
     PROGRAM=sweep.py sh run_dsprites_B.sh --seed 1 2 3 4 5
     python sweep.py --sweep_name betas --seed 0-9 --beta 1 4 8 --scheduler tcp://HOST:8786
 
 Takes the flags of main.py (python main.py --help). Several values of a flag, "1 4 8", "1,4,8" or "0-9", span the grid.
-A run is named after its values, as in betas_beta=1_seed=0, and has folders like any other. The same command again
-skips finished runs and resumes the others. outputs/<sweep_name>/ gets summary.csv, summary.md, summary.png and a text
-file of what each run prints.
+A run is a main.py with one CPU thread, unless --threads is given, and is named after its values: betas_beta=1_seed=0.
+The same command again skips finished runs and resumes the others. outputs/<sweep_name>/ gets summary.csv, summary.md,
+summary.png and a text file of what each run prints.
 """
 
 import argparse
@@ -15,38 +15,35 @@ import contextlib
 import itertools
 import logging
 import os
+import signal
 import subprocess
 import sys
 import threading
-import time
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from functools import partial
 from pathlib import Path
-from signal import SIGTERM, Signals
 from typing import NamedTuple
 
+import joblib
 import torch
 from tqdm import tqdm
 
 import main as program
 from dataset import return_data
 from evaluation import study
-from training.checkpoint import read_checkpoint
-from training.lock import lock_holder
-from training.settings import defining_flags, saved_flags
-from utils import Parser, UserError, file_name, progress, run_cli
+from run.checkpoint import read_checkpoint
+from run.settings import defining_flags, saved_flags
+from utils import Parser, UserError, count, file_name, progress, run_cli, within
 from viz import dashboard
 
-# Flags of main.py that only a single run takes
-SINGLE = {"train", "ckpt_name", "overwrite", "image", "encode"}
-RETRIES = 3  # of a run whose worker or main.py was killed
-POLL = 0.5  # seconds between looks at processes and logs
-TIMEOUT = 30  # seconds in which a scheduler must answer
-SAVING = 60  # seconds that a stopped run may take to save
+SINGLE = {"train", "ckpt_name", "overwrite", "image", "encode"}  # flags of main.py that a sweep does not take
+RETRIES = 3  # of a run whose process was killed
+POLL = 1  # seconds between looks at the logs, for the progress bar
 
 
 class Run(NamedTuple):
     name: str
-    settings: dict  # the flags that vary, as typed; the seed last
+    settings: dict  # the flags that vary, as typed, and the seed
     flags: list  # all flags of its main.py, as typed
     args: argparse.Namespace  # the same, parsed
 
@@ -55,51 +52,42 @@ class Run(NamedTuple):
         return Path(self.args.output_dir) / self.name
 
 
-def make_parser():
+def parse(argv=None):
+    """Return the sweep's flags and its runs; wrong flags of either end the program with one line and status 2."""
     raw = argparse.RawDescriptionHelpFormatter
     parser = Parser(prog="sweep.py", description=__doc__, allow_abbrev=False, formatter_class=raw)
     # fmt: off
     parser.add_argument("--sweep_name", help="name of the sweep's folder and start of its runs' names; default: <viz_name>_sweep")
-    parser.add_argument("--parallel", type=int, default=1,
-        help="runs at once on this machine, which share its CPU threads unless --threads is given; default: 1")
+    parser.add_argument("--parallel", type=within(count, 1, 4097), help="runs at once on this machine; default: one per GPU, without GPUs one per CPU core")
     parser.add_argument("--scheduler", type=file_name, metavar="ADDRESS",
-        help="dask scheduler whose workers train the runs, with the same code and folders; default: this machine trains")
+        help="dask scheduler whose workers train, a run per thread; they need this repository and its data in the same folders as here")
     # fmt: on
     for name in vars(program.make_parser().parse_args([])).keys() - SINGLE:
         parser.add_argument(f"--{name}", nargs="+", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
-    return parser
-
-
-def expand(text):
-    """The values in "1,4,8" or "0-9", as typed."""
-    for part in text.split(","):
-        first, _, last = part.partition("-")
-        if first.isdecimal() and last.isdecimal() and int(first) <= int(last):
-            yield from map(str, range(int(first), int(last) + 1))
-        else:
-            yield part
-
-
-def parse(argv=None):
-    """Flags of the sweep, and its runs; wrong flags of either end the program with one line and status 2."""
-    parser = make_parser()
     args = parser.parse_args(argv)
-    flags = {name: values for name, values in vars(args).items() if isinstance(values, list)}
-    for name, texts in flags.items():
-        if not name.endswith(("_dir", "_name", "_server")):  # names may hold commas
-            flags[name] = list(dict.fromkeys(value for text in texts for value in expand(text)))
+    flags = {"threads": ["1"], "seed": ["1"]}
+    flags |= {name: texts for name, texts in vars(args).items() if isinstance(texts, list)}
     if viz_name := flags.pop("viz_name", None):  # of a run script
         args.sweep_name = args.sweep_name or f"{viz_name[-1]}_sweep"
     if not args.sweep_name:
         parser.error("--sweep_name is missing")
-    if args.parallel < 1:
-        parser.error("--parallel must be at least 1")
-    return args, grid(args.sweep_name, flags)
+    return args, grid(args.sweep_name, {name: expand(name, texts) for name, texts in flags.items()})
+
+
+def expand(name, texts):
+    """Return the values of a flag in texts such as "1,4,8" or "0-9", each once, as typed."""
+    if name.endswith(("_dir", "_name", "_server")):  # names may hold commas
+        return texts
+    values = []
+    for part in ",".join(texts).split(","):
+        first, _, last = part.partition("-")
+        numbers = first.isdecimal() and last.isdecimal() and range(int(first), int(last) + 1)
+        values += map(str, numbers or [part])
+    return list(dict.fromkeys(values))
 
 
 def grid(sweep_name, flags):
-    """The runs of all combinations of flags, {name: values}. The seed changes slowest: a part of them covers all settings."""
-    flags.setdefault("seed", [str(program.make_parser().get_default("seed"))])
+    """Return the runs of all combinations of flags, {name: values}. The seed changes slowest: the first runs cover all settings."""
     constant, runs = {name: values[0] for name, values in flags.items()}, []
     varied = [name for name, values in flags.items() if len(values) > 1 and name != "seed"]
     for seed, *values in itertools.product(flags["seed"], *(flags[name] for name in varied)):
@@ -110,180 +98,141 @@ def grid(sweep_name, flags):
     return runs
 
 
-# A run, on a worker.
+def make_task():
+    """Return train(flags, printed, gpu), which runs main.py until it ends by itself and returns its last words.
 
-
-def train(flags, printed, parallel, root, cwd):
-    """Task of dask: main.py in a process of its own, until it ends or the scheduler takes the task from this worker.
-
-    flags: of main.py; printed: file to which all that it prints is appended. Returns the last line printed. RuntimeError if
-    the process was killed: dask tries again. Uses nothing of this repository, which workers elsewhere need not have on
-    their path.
+    It is a function inside another so that dask sends its code, not a name to import: workers may start in any folder.
     """
-    from dask.system import CPU_COUNT
-    from distributed import get_client, get_worker
+    path, cwd = str(Path(program.__file__).resolve()), os.getcwd()
 
-    worker = get_worker()
-    task, client = worker.get_current_task(), get_client()
-    threads = f"--threads={max(1, CPU_COUNT // parallel)}"  # flags may hold another one: the last counts
-    n = torch.cuda.device_count()
-    gpu = {}
-    if n > 1 and isinstance(worker.name, int):  # workers of one machine are numbered, and take a GPU each
-        gpus = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(n)))).split(",")
-        gpu = {"CUDA_VISIBLE_DEVICES": gpus[worker.name % n]}
-    code = f"import sys; sys.path[0] = {root!r}; import sweep; sweep.run_main({SAVING})"
-    with (
-        open(printed, "ab") as file,
-        subprocess.Popen(
-            [sys.executable, "-u", "-c", code, threads, *flags],
-            stdin=subprocess.PIPE,  # closed on leaving, which then waits for the process: see run_main()
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,  # Ctrl-C stops the sweep, and the sweep its runs
-            env={**os.environ, **gpu},
-            cwd=cwd,
-        ) as process,
-    ):
-        # A scheduler that lost this worker, or the sweep, no longer counts the task as this worker's.
-        while process.poll() is None and task in client.processing([worker.address])[worker.address]:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(POLL)
-    lines = [line.strip() for line in Path(printed).read_text(errors="replace").splitlines() if line.strip()]
-    last = f"{lines[-1] if lines else 'it printed nothing'}; all that it printed: {printed}"
-    if process.returncode < 0:
-        raise RuntimeError(f"{Signals(-process.returncode).name}: {last}")
-    return last
+    def train(flags, printed, gpu=None, started=lambda process: None):
+        env = {**os.environ, "CUDA_VISIBLE_DEVICES": gpu} if gpu else None
+        with open(printed, "ab") as file:
+            begin = file.tell()
+            for _ in range(1 + RETRIES):
+                command = [sys.executable, "-u", path, *flags]
+                process = subprocess.Popen(command, cwd=cwd, env=env, stdout=file, stderr=file)
+                started(process)
+                status = process.wait()
+                # Other signals than these two kill it, perhaps for want of memory: it resumes.
+                if status >= 0 or -status in (signal.SIGINT, signal.SIGTERM):
+                    break
+        lines = Path(printed).read_bytes()[begin:].decode(errors="replace").splitlines()
+        # Another sweep of this name may print to the same file, such as a progress bar, even in front of this line.
+        own = [line[line.index("main.py: ") :] for line in lines if "main.py: " in line] or lines or [""]
+        return f"{own[-1].strip()} (status {status}; all that it printed: {printed})"
+
+    return train
 
 
-def run_main(saving):
-    """main.py in the process that train() starts. saving: seconds to wait for an earlier main.py to save and end.
+@contextlib.contextmanager
+def open_pool(args, cuda):
+    """Within `with`: submit(flags, printed), which trains a run as soon as there is room for it and returns a future.
 
-    Standard input is a pipe from the worker. It closes when the worker wants the run to stop, and when the worker or the
-    whole sweep is killed; then SIGTERM makes main.py save and end.
+    Leaving it early lets the runs of this machine save and end; those of a scheduler's workers go on to their end.
     """
+    if args.scheduler:
+        try:
+            from distributed import Client
 
-    def stop_with_the_worker():
-        os.read(0, 1)
-        os.kill(os.getpid(), SIGTERM)
+            for name in ("distributed", "distributed.client"):  # it would print tracebacks
+                logging.getLogger(name).setLevel(logging.CRITICAL)
+            client = Client(args.scheduler)
+        except (ImportError, OSError, ValueError) as error:
+            raise UserError(f"no dask scheduler at {args.scheduler}: {error}") from None
+        with client:
+            yield partial(client.get_executor(pure=False).submit, make_task())
+        return
 
-    threading.Thread(target=stop_with_the_worker, daemon=True).start()
-    args, end = program.parse(), time.monotonic() + saving
-    while lock_holder(Path(args.output_dir) / args.viz_name) and time.monotonic() < end:
-        time.sleep(POLL)
-    sys.exit(program.main())
+    n = torch.cuda.device_count() if cuda else 0
+    gpus = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(n)))).split(",")[:n]
+    each, local, train = itertools.cycle(gpus or [None]), threading.local(), make_task()
+    processes, stopping = [], threading.Event()
+
+    def take_gpu():
+        local.gpu = next(each)
+
+    def started(process):
+        processes.append(process)
+        if stopping.is_set():
+            process.terminate()
+
+    # A thread has one GPU, and trains one run at a time.
+    pool = ThreadPoolExecutor(args.parallel or n or joblib.cpu_count(), initializer=take_gpu)
+    try:
+        yield lambda *task: pool.submit(lambda: train(*task, local.gpu, started))
+    finally:
+        stopping.set()
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in processes:  # Ctrl-C has reached them, too: main.py counts both as one
+            process.terminate()
+        pool.shutdown()
 
 
 # The sweep.
 
 
-def result(run):
-    """What is on disk of a run. It is finished when main.py has nothing left to train or to score."""
-    numbers = None
-    # Of a checkpoint that is missing, damaged or of other settings, main.py says what is wrong.
-    with contextlib.suppress(UserError, LookupError, AttributeError, TypeError, ValueError):
+def read_result(run):
+    """Read from disk how far a run is. It is finished when main.py has nothing left to train or to score."""
+    numbers = study.read_numbers(run.folder)
+    scores = study.read_scores(run.folder, numbers.get("iterations"), run.args.metrics)
+    try:
         state = read_checkpoint(Path(run.args.ckpt_dir) / run.name / "last")
         same = defining_flags(saved_flags(state["arguments"])) == defining_flags(run.args)
-        if same and state["iter"] >= run.args.max_iter:
-            numbers = study.read_numbers(run.folder, run.args.metrics)
-    so_far = numbers or study.read_numbers(run.folder) or {}
-    return study.Result(run.name, run.settings, bool(numbers), so_far)
+        trained = same and state["iter"] >= run.args.max_iter
+    except UserError:  # missing or damaged: main.py begins, or takes an earlier one
+        trained = False
+    finished = trained and (run.args.metrics == "none" or bool(scores))
+    return study.Result(run.name, run.settings, finished, numbers | scores)
 
 
-def connect(args):
-    """Client of the scheduler at --scheduler, or of one in this process, with --parallel workers.
+def train(args, runs, folder, ended):
+    """Train runs, with a progress bar. folder: for what they print; ended(run, reason) is called as each one ends."""
+    for flags in {run.args.dataset: run.args for run in runs}.values():
+        return_data(flags)  # prepared once, before the processes start
 
-    Those workers are threads, as each only waits for its main.py. No other machine can reach them.
-    """
-    try:
-        from distributed import Client
-    except ImportError:
-        raise UserError("a sweep needs dask.distributed: pip install distributed") from None
-    for name in ("distributed", "distributed.client"):  # the sweep itself says in a line what fails
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-    if not args.scheduler:
-        pages = {"dashboard_address": "127.0.0.1:0", "worker_dashboard_address": "127.0.0.1:0"}
-        return Client(n_workers=args.parallel, threads_per_worker=1, processes=False, memory_limit=0, **pages)
-    try:
-        return Client(args.scheduler, timeout=TIMEOUT)
-    except (OSError, ValueError) as error:
-        raise UserError(f"no dask scheduler at {args.scheduler}: {error}") from None
+    def iterations():
+        return sum(min(study.iterations(run.folder), run.args.max_iter) for run in runs)
 
-
-class Sweep:
-    """The runs of a sweep, what is on disk of them, and the summary."""
-
-    def __init__(self, args, runs):
-        self.args, self.runs, one = args, runs, runs[0].args
-        self.folder = Path(one.output_dir) / args.sweep_name
-        self.board = dashboard.Dashboard(self.folder, args.sweep_name, one.viz_server, one.viz_port)
-        self.results = {run.name: result(run) for run in runs}
-
-    def unfinished(self):
-        return [run for run in self.runs if not self.results[run.name].finished]
-
-    def count(self):
-        return f"{len(self.runs) - len(self.unfinished())} of {len(self.runs)} runs"
-
-    def iterations(self):
-        """Iterations of all runs so far."""
-        return sum(min(study.iterations(run.folder), run.args.max_iter) for run in self.runs)
-
-    def train(self, client):
-        """Train what is unfinished. A signal or an error ends it once the runs have saved."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        about = self.args.parallel, str(Path(__file__).resolve().parent), os.getcwd()
-        tasks = {}
-        for run in self.unfinished():
-            printed = str(self.folder.absolute() / f"{Path(run.name).name}.txt")
-            tasks[client.submit(train, run.flags, printed, *about, pure=False, retries=RETRIES)] = run
-        total, begun = sum(run.args.max_iter for run in self.runs), self.iterations()
-        try:
-            with progress(total=total, initial=begun, unit="it", delay=0, leave=True) as bar:
-                bar.set_description(self.count())
-                while tasks:
-                    time.sleep(POLL)
-                    for future in [future for future in tasks if future.done()]:
-                        self.end(tasks.pop(future), future)
-                    bar.update(self.iterations() - bar.n)
-                    bar.set_description(self.count())
-        finally:
-            if client.status == "running":
-                client.cancel(list(tasks))
-            end = time.monotonic() + SAVING
-            while any(lock_holder(run.folder) for run in tasks.values()) and time.monotonic() < end:
-                time.sleep(POLL)
-
-    def end(self, run, future):
-        """Bring the summary up to date and say in a line how a run went. future: its task, which is done."""
-        if future.cancelled():
-            raise UserError(f"lost the scheduler {self.args.scheduler}: give the same command with a new one")
-        last = future.result() if future.status == "finished" else future.exception()
-        self.summarise()
-        if self.results[run.name].finished:
-            tqdm.write(f"{run.name}: finished")
-        else:
-            tqdm.write(f"{run.name}: failed, {last}", file=sys.stderr)
-
-    def summarise(self):
-        """Write summary.csv, summary.md and summary.png, and show them on the dashboard."""
-        self.results.update({run.name: result(run) for run in self.unfinished()})
-        study.write(self.folder, self.args.sweep_name, list(self.results.values()))
-        if self.runs[0].args.viz_on and len(self.unfinished()) < len(self.runs):
-            self.board.send(dashboard.study(self.folder, self.args.sweep_name))
+    total = sum(run.args.max_iter for run in runs)
+    # miniters: with its own, tqdm does not keep to a line every 30 s in a file
+    bar = progress(total=total, initial=iterations(), unit="it", delay=0, leave=True, miniters=1)
+    with open_pool(args, runs[0].args.cuda) as submit, bar:
+        printed = {run.name: str(folder.absolute() / f"{Path(run.name).name}.txt") for run in runs}
+        futures = {submit(run.flags, printed[run.name]): run for run in runs}
+        while futures:
+            for future in wait(futures, POLL, FIRST_COMPLETED).done:
+                if future.cancelled():
+                    raise UserError(f"lost the scheduler {args.scheduler}: start it and the sweep again")
+                ended(futures.pop(future), future.exception() or future.result())
+            bar.update(iterations() - bar.n)
 
 
 def run_sweep(args, runs):
-    """Train and summarise; returns the exit status, 1 if a run failed."""
-    sweep = Sweep(args, runs)
-    print(f"{args.sweep_name}: {sweep.count()} are finished already", flush=True)
-    if sweep.unfinished():
-        with connect(args) as client:
-            for flags in {run.args.dataset: run.args for run in sweep.unfinished()}.values():
-                return_data(flags)  # prepared once, before the processes start
-            sweep.train(client)
-    sweep.summarise()
-    print(f"{sweep.count()} are finished: see {sweep.folder}")
-    return int(bool(sweep.unfinished()))
+    """Train and summarise; return the exit status, 1 if a run failed."""
+    name, one = args.sweep_name, runs[0].args
+    folder = Path(one.output_dir) / name
+    folder.mkdir(parents=True, exist_ok=True)
+    board = dashboard.Dashboard(folder, name, one.viz_server, one.viz_port) if one.viz_on else None
+    results = {run.name: read_result(run) for run in runs}
+
+    def summarise():
+        """Write the summary, show it on the dashboard, and return how many runs are finished, as text."""
+        study.write(folder, name, list(results.values()))
+        finished = sum(each.finished for each in results.values())
+        if board and finished:
+            board.send(dashboard.study(folder, name))
+        return f"{finished} of {len(runs)} runs are finished"
+
+    def ended(run, reason):
+        results[run.name] = result = read_result(run)
+        tqdm.write(f"{run.name}: {'finished' if result.finished else f'failed, {reason}'}; {summarise()}")
+
+    print(f"{name}: {summarise()}", flush=True)
+    if unfinished := [run for run in runs if not results[run.name].finished]:
+        train(args, unfinished, folder, ended)
+    print(f"{name}: {summarise()}; see {folder}")
+    return int(not all(each.finished for each in results.values()))
 
 
 def main(argv=None):
