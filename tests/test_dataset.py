@@ -37,6 +37,19 @@ def test_a_batch_of_dsprites_is_the_unpacked_images_in_the_order_asked_for(dset_
     assert (batch[:, 0].numpy() == expected).all()
 
 
+def test_each_factor_of_dsprites_has_the_role_that_its_name_says(dset_dir):
+    data = data_of("dsprites", dset_dir)
+    assert dict(zip(data.factor_roles, data.factor_sizes)) == dict(shape=3, scale=6, rotation=40, x=32, y=32)
+    grid = torch.arange(len(data)).view(data.factor_sizes)
+    for role, axis in (("x", 2), ("y", 1)):  # columns, rows of an image
+        ends = [0, 5, 0, 16, 16]
+        centres = []
+        for ends[data.factor_roles.index(role)] in (0, 31):
+            centres.append(data.batch(grid[tuple(ends)][None])[0].nonzero()[:, axis].float().mean())
+        assert centres[1] - centres[0] == pytest.approx(32, abs=0.5)
+    assert dataset.Images.factor_roles is None
+
+
 def test_the_seed_images_of_dsprites_are_the_largest_shapes_in_the_middle(dset_dir):
     data = data_of("dsprites", dset_dir)
     indices = torch.tensor(list(data.seed_images.values()))
