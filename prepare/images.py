@@ -4,7 +4,6 @@ Archives are read in place, and no name in them is ever used as a path.
 """
 
 import contextlib
-import functools
 import hashlib
 import io
 import os
@@ -12,6 +11,7 @@ import re
 import tarfile
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Callable, NamedTuple
 
@@ -81,22 +81,20 @@ def list_folder(folder, leave_out, skipped):
             subfolders.clear()
             continue
         for path in (here / name for name in names if not PREPARED.fullmatch(name)):
-            size = (
-                path.stat().st_size if path.exists() else 0
-            )  # reading a link to nowhere fails, and is reported
+            size = path.stat().st_size if path.exists() else 0  # 0: a link to nowhere, named when it is read
             yield File(path.relative_to(folder).as_posix(), size, path.read_bytes)
 
 
 def list_zip(archive):
     for info in archive.infolist():
         if not info.is_dir():
-            yield File(info.filename, info.file_size, functools.partial(archive.read, info))
+            yield File(info.filename, info.file_size, partial(archive.read, info))
 
 
 def list_tar(archive):
     for info in archive:
         if info.isreg():
-            read = functools.partial(os.pread, archive.fileobj.fileno(), info.size, info.offset_data)
+            read = partial(os.pread, archive.fileobj.fileno(), info.size, info.offset_data)
             yield File(info.name.removeprefix("./"), info.size, read)
 
 
@@ -105,9 +103,7 @@ def checksum(source, leave_out=()):
     with open_images(source, leave_out) as (files, _):
         digest = hashlib.sha256(repr([(file.name, file.size) for file in files]).encode())
         for file in files[:: len(files) // SAMPLED + 1]:
-            with contextlib.suppress(
-                Exception
-            ):  # what cannot be read is skipped, and named, when images are decoded
+            with contextlib.suppress(Exception):  # decode() names what cannot be read
                 digest.update(file.read())
     return digest.hexdigest()
 
@@ -131,10 +127,10 @@ def decode(read, size, channels, crop=0):
             # cameras add a small second picture to a JPEG ("MPO"), which is no frame
             frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
             width, height = image.size
-            side = min(crop, width, height)
+            side = min(crop or width, width, height)
             # A JPEG is decoded at 1/2, 1/4 or 1/8, in a fraction of the time; finer for a crop, whose edges are whole pixels.
-            shrink = side // (2 * size) if crop else min(width, height) // size
-            image.draft(mode, (width // max(shrink, 1), height // max(shrink, 1)))
+            shrink = max(side // (2 * size if crop else size), 1)
+            image.draft(mode, (width // shrink, height // shrink))
             side = round(side * image.width / width)
             ImageOps.exif_transpose(image, in_place=True)
             if image.has_transparency_data:
@@ -186,7 +182,5 @@ def make_array(path, files, size, crop, channels, workers):
                     result["frames"].append((file.name, frames))
         if not result["count"]:
             raise UserError(f"none of {len(files):,} images can be read: {result['skipped']}")
-        write_header(
-            array, (result["count"], channels, size, size)
-        )  # no longer than before: numpy leaves room for N
+        write_header(array, (result["count"], channels, size, size))  # as long as before: numpy leaves room
         return {**result, "crc32": file_crc32(array, start)}

@@ -56,29 +56,17 @@ def test_the_seed_images_of_dsprites_are_the_largest_shapes_in_the_middle(dset_d
     x, one_scale_smaller = data.batch(indices)[:, 0], data.batch(indices - 40 * 32 * 32)[:, 0]
     assert list(data.seed_images) == ["square", "ellipse", "heart"]
     assert (x.sum(dim=(1, 2)) > 1.1 * one_scale_smaller.sum(dim=(1, 2))).all()
-    for image in x:
-        centre = image.nonzero().float().mean(dim=0)
-        assert (centre - 32).abs().max() < 2.5  # a heart is heavier above
 
 
-@pytest.mark.parametrize(
-    "name, place, channels, distribution, other",
-    [
-        ("celeba", "CelebA/img_align_celeba", "colour", "gaussian", "bernoulli"),
-        ("3dchairs", "3DChairs/images", "grey", "bernoulli", "gaussian"),
-        ("folder", ".", "colour", "gaussian", "bernoulli"),
-    ],
-)
-def test_main_prepares_by_itself_and_trains(runs, name, place, channels, distribution, other):
-    write_folder(runs.folder / "data" / place, {f"{i}.png": grey(i, (400, 400)) for i in range(9)})
-    flags = ["--dataset", name, "--dset_dir", runs.folder / "data", "--max_iter", 4, "--z_dim", 5]
-    flags += ["--save_output", name == "3dchairs"]
+def test_main_prepares_by_itself_trains_and_draws(runs):
+    write_folder(runs.folder / "data/3DChairs/images", {f"{i}.png": grey(i, (400, 400)) for i in range(9)})
+    flags = ["--dataset", "3dchairs", "--dset_dir", runs.folder / "data", "--max_iter", 4, "--z_dim", 5]
     output = runs.run("run", *flags).stdout
-    assert "preparing 9 images" in output and f"9 images, {channels}" in output
-    assert name != "3dchairs" or (runs.outputs("run") / "4" / "traverse.png").exists()
-    assert f"dist {distribution} (now {other})" in runs.run("run", *flags, "--dist", other, status=1).stderr
+    assert "preparing 9 images" in output and "9 images, grey" in output
+    assert (runs.outputs("run") / "4" / "traverse.png").exists()
+    assert "dist bernoulli (now gaussian)" in runs.run("run", *flags, "--dist", "gaussian", status=1).stderr
     # said or not, it is the same run
-    assert "is finished" in runs.run("run", *flags, "--dist", distribution).stdout
+    assert "is finished" in runs.run("run", *flags, "--dist", "bernoulli").stdout
 
 
 # A run goes on with the same images only.
