@@ -24,6 +24,7 @@ from utils import UserError, atomic_file, progress
 FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")  # of Pillow; others start programs
 SUFFIXES = set(".bmp .gif .jfif .jp2 .jpe .jpeg .jpg .pgm .png .pnm .ppm .tif .tiff .webp".split())
 PREPARED = re.compile(r"\w+_\d+x\d+(_packed)?\.(npy|json)")  # files that this package writes
+HIDDEN = re.compile(r"(^|/)(\.|__MACOSX)")
 SAMPLED = 100  # files of a set, at most, whose content checksum() reads
 AHEAD = 64  # images handed to the threads at a time, so that results do not pile up where a disk is slow
 
@@ -60,9 +61,9 @@ def open_images(source, leave_out=()):
             else:
                 found = list_tar(opened.enter_context(tarfile.open(source, "r:")))
             for file in found:
-                if any(part.startswith((".", "__MACOSX")) for part in file.name.split("/")):
+                if HIDDEN.search(file.name):
                     skipped.add("hidden", file.name)
-                elif Path(file.name).suffix.lower() not in SUFFIXES:
+                elif os.path.splitext(file.name)[1].lower() not in SUFFIXES:
                     skipped.add("of a kind that is not read", file.name)
                 else:
                     files[file.name] = file  # of two entries of one name in an archive the last counts
