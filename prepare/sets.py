@@ -111,9 +111,8 @@ def make_images(name, path, source, size, wanted, workers, leave_out):
     check_writable(path.parent, name, source)
     with open_images(source, leave_out) as (files, skipped):
         if not files:
-            raise UserError(
-                f"no image in {source}: {skipped or 'no other file either'}{other_sets(name, source)}"
-            )
+            why = "; ".join(filter(None, (str(skipped), other_sets(name, source)))) or "it is empty"
+            raise UserError(f"no image in {source}: {why}")
         print(f"preparing {len(files):,} images of {source} into {path}", flush=True)
         array = make_array(path, files, size, wanted["crop"], wanted["channels"], workers)
     skipped |= array["skipped"]
@@ -188,7 +187,7 @@ def other_sets(name, folder):
     """Words for a folder without images that holds other data sets."""
     others = [f"{SETS[key].title} (--dataset {key})" for key in SETS if key not in (name, "folder")
               if first_there(key, folder) or list(Path(folder).glob(f"{key}_*.npy"))]  # fmt: skip
-    return f". It holds {', '.join(others)}" if others else ""
+    return f"it holds {', '.join(others)}" if others else ""
 
 
 def check_writable(folder, name, source):

@@ -184,7 +184,7 @@ def test_a_folder_that_holds_other_sets_is_not_called_empty(tmp_path, capsys):
     write_folder(tmp_path, {"dsprites_64x64_packed.npy": b"x", "img_align_celeba.zip": b"x"})
     error = refusal(capsys, "folder", "--dset_dir", tmp_path)
     assert (
-        "It holds dSprites (--dataset dsprites), CelebA (--dataset celeba)" in error and "empty" not in error
+        "it holds dSprites (--dataset dsprites), CelebA (--dataset celeba)" in error and "empty" not in error
     )
 
 
