@@ -1,4 +1,4 @@
-"""Data sets as training sees them: len(), channels, known factors and batch(indices).
+"""Data sets as training sees them: number of images, channels, known factors and batch(indices).
 
 prepare/ makes them; prepare/sets.py has the table of data sets.
 """
@@ -14,24 +14,24 @@ __all__ = ["DATASETS", "MOST_WORKERS", "Batches", "DSprites", "Images", "default
 
 
 def return_data(args, device="cpu"):
-    """The data set args.dataset, prepared in the folder args.dset_dir if need be.
+    """Return the data set args.dataset, prepared in the folder args.dset_dir if need be: an object with
 
-    Returns an object with
-        len()           number of images
-        channels        1 or 3
-        distribution    of p(x|z): "bernoulli" or "gaussian"
-        fingerprint     a text that changes when a pixel of the set does
-        factor_names    of the known factors; None if unknown
-        factor_sizes    sizes of the grid of known factors, last one fastest; None if unknown
-        seed_images     {name: index} of images worth a traversal
-        batch(indices)  int64 (B,) -> float32 (B, C, size, size) in [0, 1] on device
+    len()           number of images
+    channels        1 or 3
+    distribution    of p(x|z): "bernoulli" or "gaussian"
+    fingerprint     a text that changes when a pixel of the set does
+    factor_names    of the known factors; None if unknown
+    factor_sizes    sizes of the grid of known factors, last one fastest; None if unknown
+    factor_roles    what each factor is, for pictures: "shape", "scale", "rotation", "x", "y", or None; None if unknown
+    seed_images     {name: index} of images worth a traversal
+    batch(indices)  int64 (B,) -> float32 (B, C, size, size) in [0, 1] on device
     """
     size = args.image_size
     if args.dataset == "dsprites":
         if size != 64:
             raise UserError(f"dSprites is 64x64: a network for {size}x{size} pixels needs another data set")
         packed, fingerprint = find_dsprites(args.dset_dir)
-        print(fingerprint)
+        print(fingerprint, flush=True)
         return DSprites(packed, fingerprint, device)
     options = dict(workers=args.num_workers, leave_out=(args.output_dir, args.ckpt_dir))
     images, manifest = find_images(args.dataset, args.dset_dir, size, **options)
@@ -48,6 +48,7 @@ class DSprites:
     distribution = default_distribution("dsprites")
     factor_names = dsprites.FACTOR_NAMES
     factor_sizes = dsprites.FACTOR_SIZES
+    factor_roles = ("shape", "scale", "rotation", "x", "y")
     # The largest of each shape, upright, in the middle.
     seed_images = {
         shape: int(np.ravel_multi_index((i, 5, 0, 16, 16), dsprites.FACTOR_SIZES))
@@ -74,7 +75,7 @@ class Images:
     On another device the set lives there if it leaves half of the memory free, else batches go there.
     """
 
-    factor_names = factor_sizes = None
+    factor_names = factor_sizes = factor_roles = None
     seed_images = {}
 
     def __init__(self, images, fingerprint, distribution, device="cpu"):

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from evaluation import metrics
-from prepare.images import decode, reason
+from prepare import images
 from utils import UserError, atomic_file, stream_seed
 from viz import explore, figures, pictures
 
@@ -166,10 +166,5 @@ class Evaluator:
 
 
 def read_image(path, channels, size):
-    """Reads an image file as float32 (channels, size, size) in [0, 1]; UserError if it cannot be read."""
-    if not Path(path).is_file():
-        raise UserError(f"{path} is no image file")
-    try:
-        return torch.tensor(decode(Path(path).read_bytes(), size, crop=0, channels=channels)[0]) / 255
-    except Exception as error:  # decoders raise a dozen types
-        raise UserError(f"{path}: {reason(error)}") from None
+    """Read an image file as float32 (channels, size, size) in [0, 1]; UserError if it cannot be read."""
+    return torch.tensor(images.read_image(path, size, channels)) / 255

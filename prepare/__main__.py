@@ -1,4 +1,4 @@
-"""Prepares a data set.
+"""Prepare a data set.
 
     python -m prepare celeba --dset_dir data --download         # 1.44 GB, and 2.5 GB when prepared
     python -m prepare celeba --archive ~/img_align_celeba.zip   # from an archive or folder that is there
@@ -11,8 +11,8 @@ main.py does the same by itself if the images are in --dset_dir already, as an a
 import argparse
 import sys
 
-from prepare.sets import DATASETS, SETS, find_dsprites, find_images
-from utils import Parser, count, file_name, run_cli
+from prepare.sets import DATASETS, MOST_WORKERS, SETS, find_dsprites, find_images
+from utils import Parser, count, file_name, run_cli, within
 
 
 def make_parser():
@@ -29,12 +29,12 @@ def make_parser():
     add("--dset_dir", type=file_name, default="data", help="folder of the data sets; of the images, for the data set folder")
     add("--archive", type=file_name, help="zip, tar or folder of the images, or npz file of dSprites, if not where it is looked for")
     add("--download", action="store_true", help="download the official file into dset_dir, unless it is there")
-    add("--image_size", type=count, default=64, help="side of the prepared images in pixels")
-    add("--crop", type=count, help="side in pixels of the centre square that is kept; 0: the whole frame; without: "
+    add("--image_size", type=within(count, 1, 2**16), default=64, help="side of the prepared images in pixels")
+    add("--crop", type=within(count, 0, 2**16), help="side in pixels of the centre square that is kept, or the short side where that is shorter; 0: the whole frame; without: "
         "as prepared before, at first CelebA 0 (later papers 148), chairs 400")
     add("--channels", type=int, choices=[1, 3],
         help="1: grey, 3: colour; without: as prepared before, at first chairs 1, others 3")
-    add("--num_workers", type=count, default=2, help="number of threads that decode images")
+    add("--num_workers", type=within(count, 0, MOST_WORKERS + 1), default=2, help="number of threads that decode images")
     # fmt: on
     return parser
 
@@ -47,8 +47,6 @@ def parse(argv=None):
         parser.error("dSprites is 64x64 and grey: --crop, --channels and --image_size are for sets of images")
     if args.download and (args.archive is not None or not SETS[args.dataset].url):
         parser.error("--download is for sets that have an official file, and does not go with --archive")
-    if min(args.image_size - 1, args.crop or 0, args.num_workers) < 0:
-        parser.error("--image_size must be at least 1, --crop and --num_workers at least 0")
     return args
 
 
@@ -66,7 +64,7 @@ def run(args):
 
 
 def main(argv=None):
-    """Run the program; returns its exit status."""
+    """Run the program; return its exit status."""
     args = parse(argv)
     return run_cli("prepare", "interrupted: what was prepared before is as it was", lambda: run(args))
 

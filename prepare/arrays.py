@@ -9,7 +9,7 @@ from utils import atomic_file
 
 
 def write_header(file, shape):
-    """Write the npy header of a uint8 array of that shape at the start of file; returns its length in bytes."""
+    """Write the npy header of a uint8 array of that shape at the start of file; return its length in bytes."""
     file.seek(0)
     np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
     return file.tell()
@@ -26,25 +26,23 @@ def file_crc32(file, start):
 
 def load_array(path, crc32):
     """Map a prepared array into memory, uint8; None if there is none, or its bytes have another CRC-32."""
-    if not path.exists() or path.is_fifo():  # a pipe would be waited for
+    if not path.exists():
         return None
-    with open(path, "rb") as file:  # what cannot be opened is an error, what is damaged is not
-        try:
-            array = np.load(path, mmap_mode="c")  # "c": torch wants it writable; the file stays as it is
-        except Exception:  # numpy raises a dozen types for damaged headers
-            return None
-        whole = array.dtype == np.uint8 and file_crc32(file, array.offset) == crc32
-        return array if whole and file.tell() == array.offset + array.nbytes else None
+    try:
+        array = np.load(path, mmap_mode="c")  # "c": torch wants it writable; the file stays as it is
+    except (ValueError, EOFError):  # cut short
+        return None
+    with open(path, "rb") as file:
+        return array if file_crc32(file, array.offset) == crc32 else None
 
 
-def read_manifest(path, **types):
-    """The manifest of the array at path, a dict; empty if there is none or it is damaged. types: of what it must hold."""
+def read_manifest(path):
+    """The manifest of the array at path, a dict; empty if there is none or it was cut short."""
     beside = path.with_suffix(".json")
     try:
-        manifest = dict(json.loads(beside.read_bytes())) if beside.is_file() else {}
-    except (OSError, ValueError, TypeError, RecursionError):
+        return json.loads(beside.read_bytes()) if beside.exists() else {}
+    except ValueError:
         return {}
-    return manifest if all(type(manifest.get(name)) is types[name] for name in types) else {}
 
 
 def write_manifest(path, manifest):

@@ -1,4 +1,4 @@
-"""Downloads the official files of the data sets and checks their hashes."""
+"""Download the official files of the data sets and check their hashes."""
 
 import logging
 from pathlib import Path
@@ -10,7 +10,7 @@ from utils import UserError, progress
 
 
 def fetch(url, known_hash, folder):
-    """Download a file into folder, unless it is there; returns its path. known_hash: "md5:..." or "sha256:...".
+    """Download a file into folder, unless it is there; return its path. known_hash: "md5:..." or "sha256:...".
 
     Of a download that fails or has another hash nothing is left; a UserError says why.
     """
@@ -18,7 +18,7 @@ def fetch(url, known_hash, folder):
     if path.exists():
         print(f"{path} is there already: not fetched again")
         return path
-    print(f"fetching {url}")
+    print(f"fetching {url}", flush=True)
     pooch.get_logger().setLevel(logging.WARNING)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

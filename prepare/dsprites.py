@@ -1,4 +1,4 @@
-"""Draws dSprites (Matthey et al., 2017) from its definition, instead of downloading it.
+"""dSprites (Matthey et al., 2017), drawn from its definition or packed from its official file.
 
 The set holds every combination of shape (square, ellipse, heart), scale, orientation and
 position, once each, as binary 64x64 images. The last factor changes fastest, as in the
@@ -6,7 +6,13 @@ official file. Geometry and raster rule were fitted to official images; the 320 
 official animation come out exactly.
 """
 
+import hashlib
+import zipfile
+
 import numpy as np
+
+from prepare.arrays import file_crc32, write_header
+from utils import UserError, atomic_file
 
 FACTOR_NAMES = ("shape", "scale", "orientation", "posX", "posY")
 FACTOR_SIZES = (3, 6, 40, 32, 32)
@@ -14,6 +20,7 @@ SHAPES = ("square", "ellipse", "heart")
 COUNT = int(np.prod(FACTOR_SIZES))  # 737,280
 PACKED = (COUNT, 64, 8)  # shape of the set, uint8: image, row, eight pixels a byte
 CRC32 = 0xF6F30369  # of the bytes of render()
+MD5 = "7da33b31b13a06f4b04a70402ce90c2e"  # of the official file
 
 UNIT = 0.15 * 64  # half a side of the largest square, in pixels
 SUBPIXEL = 256  # vertices lie on a grid of 1/256 pixel, as in a GPU's rasteriser
@@ -32,14 +39,14 @@ def outline(shape):
 
 
 def fill(x, y):
-    """Fills one polygon at 32 columns and 32 rows of positions.
+    """Fill one polygon at 32 columns and 32 rows of positions.
 
     A pixel is lit if a ray from its centre to the left crosses the outline an odd number of
     times: so each crossing flips every pixel to its right, and the crossings of a row of pixels
     are combined by XOR of 64-bit rows. Centres exactly on a left or bottom edge are inside.
 
     x, y: int (V, 32) vertices in 1/256 pixel, for each posX and for each posY.
-    Returns uint64 (32 posX, 32 posY, 64 rows); the most significant bit is the leftmost pixel.
+    Return uint64 (32 posX, 32 posY, 64 rows); the most significant bit is the leftmost pixel.
     """
     x_next, y_next = np.roll(x, -1, axis=0), np.roll(y, -1, axis=0)
     # Rows of pixels whose centres, at 256 row + 128, satisfy low < centre <= high.
@@ -68,9 +75,9 @@ RIGHT_OF = np.array([(1 << (64 - k)) - 1 for k in range(65)], dtype=np.uint64)  
 
 
 def render():
-    """Draws the whole set, about three seconds on one core.
+    """Draw the whole set in about three seconds on one core.
 
-    Returns uint8 (737280, 64, 8): image, row, eight pixels a byte, most significant bit left.
+    Return uint8 (737280, 64, 8): image, row, eight pixels a byte, most significant bit left.
     """
     packed = np.empty(FACTOR_SIZES[:3] + (32, 32, 64), dtype=">u8")
     offset = 16 + 32 * np.linspace(0, 1, 32)  # pixels, posX and posY alike
@@ -82,3 +89,31 @@ def render():
                 vertices = np.stack([x * cos + y * sin, y * cos - x * sin])[..., None] + offset
                 packed[i, j, k] = fill(*np.rint(vertices * SUBPIXEL).astype(np.int64))
     return packed.reshape(COUNT, 64).view(np.uint8).reshape(COUNT, 64, 8)
+
+
+def draw(path):
+    """Write the drawn set to path, npy."""
+    with atomic_file(path) as file:
+        write_header(file, PACKED)
+        file.write(render())
+
+
+def pack(npz, path):
+    """Write the images of the official npz file to path, npy, uint8 (737280, 64, 8); return the array's CRC-32.
+
+    Its 3 GB of images are streamed, its pickled metadata never read.
+    """
+    with open(npz, "rb") as file:
+        md5 = hashlib.file_digest(file, "md5").hexdigest()
+    if md5 != MD5:
+        raise UserError(
+            f"{npz} is not the official file of dSprites, or cut short (md5 {md5}, not {MD5}): remove it, and dSprites "
+            "is drawn, or get it again with python -m prepare dsprites --download"
+        )
+    with zipfile.ZipFile(npz) as archive, archive.open("imgs.npy") as images, atomic_file(path) as file:
+        start = write_header(file, PACKED)
+        np.lib.format.read_magic(images)
+        np.lib.format.read_array_header_1_0(images)  # uint8 (737280, 64, 64), as the md5 says
+        while data := images.read(2**24):  # a byte a pixel, 4,096 images
+            file.write(np.packbits(np.frombuffer(data, np.uint8)))  # rows of 64 pixels are whole bytes
+        return file_crc32(file, start)

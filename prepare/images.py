@@ -1,135 +1,187 @@
-"""Decodes images, and turns many of them into one array on disk, uint8 (N, C, size, size)."""
+"""Turn the images of a folder, zip or tar into one array on disk, uint8 (N, C, size, size).
 
+Archives are read in place, and no name in them is ever used as a path.
+"""
+
+import contextlib
+import hashlib
 import io
-import math
-import warnings
+import os
+import re
+import tarfile
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Callable, NamedTuple
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
-from prepare.archives import Skipped, readable
 from prepare.arrays import file_crc32, write_header
 from utils import UserError, atomic_file, progress
 
-Image.MAX_IMAGE_PIXELS = 2**27  # Pillow refuses images of more than twice as many: 800 MB in colour
-ORIENTATION = 0x0112  # tag of EXIF
-TURNS = dict(enumerate(("FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE", "ROTATE_270",
-                        "TRANSVERSE", "ROTATE_90"), start=2))  # fmt: skip
+FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")  # of Pillow; others start programs
+SUFFIXES = set(".bmp .gif .jfif .jp2 .jpe .jpeg .jpg .pgm .png .pnm .ppm .tif .tiff .webp".split())
+PREPARED = re.compile(r"\w+_\d+x\d+(_packed)?\.(npy|json)")  # files that this package writes
+HIDDEN = re.compile(r"(^|/)(\.|__MACOSX)")
+SAMPLED = 100  # files of a set, at most, whose content checksum() reads
 AHEAD = 64  # images handed to the threads at a time, so that results do not pile up where a disk is slow
 
 
-def decode(data, size, crop=0, channels=3, depth=16):
-    """Decode the bytes of an image file; an exception says what is wrong with them.
+class File(NamedTuple):
+    name: str  # in its folder or archive
+    size: int  # bytes
+    read: Callable  # returns the content, in any thread
 
-    size: side of the result in pixels. crop: side in pixels of the centre square that is kept; 0: the whole frame.
-    depth: number of bits in use, for images that store 16. Of an animation the first frame counts.
 
-    Returns uint8 (channels, size, size), and how many bits this image uses; 0 if it does not store 16.
+class Skipped(dict):
+    """What was left out: {reason: [count, first name]}."""
+
+    def add(self, reason, name):
+        self.setdefault(reason, [0, name])[0] += 1
+
+    def __str__(self):
+        return "; ".join(f"{count:,} {reason} (first: {name!r})" for reason, (count, name) in self.items())
+
+
+@contextlib.contextmanager
+def open_images(source, leave_out=()):
+    """Open a folder, zip or tar for `with`; yield its image files, a list of File sorted by name, and a Skipped.
+
+    leave_out: folders that hold no images of the set, such as those of runs.
     """
+    source, files, skipped = Path(source), {}, Skipped()
+    with contextlib.ExitStack() as opened:
+        try:
+            if source.is_dir():
+                found = list_folder(source, {Path(each).resolve() for each in leave_out}, skipped)
+            elif zipfile.is_zipfile(source):
+                found = list_zip(opened.enter_context(zipfile.ZipFile(source)))
+            else:
+                found = list_tar(opened.enter_context(tarfile.open(source, "r:")))
+            for file in found:
+                if HIDDEN.search(file.name):
+                    skipped.add("hidden", file.name)
+                elif os.path.splitext(file.name)[1].lower() not in SUFFIXES:
+                    skipped.add("of a kind that is not read", file.name)
+                else:
+                    files[file.name] = file  # of two entries of one name in an archive the last counts
+        except (tarfile.TarError, zipfile.BadZipFile) as error:
+            what = "is cut short, or neither a zip nor an uncompressed tar: get it again, or unpack it"
+            raise UserError(f"{source} {what} ({error})") from None
+        yield [files[name] for name in sorted(files)], skipped
+
+
+def list_folder(folder, leave_out, skipped):
+    """Yield each File in a folder and below, except in folders of runs."""
+    for place, subfolders, names in os.walk(folder, followlinks=True):
+        here = Path(place)
+        if here != folder and (here.resolve() in leave_out or "args.json" in names):
+            skipped.add("folders of runs", here.relative_to(folder).as_posix())
+            subfolders.clear()
+            continue
+        for path in (here / name for name in names if not PREPARED.fullmatch(name)):
+            size = path.stat().st_size if path.exists() else 0  # 0: a link to nowhere, named when it is read
+            yield File(path.relative_to(folder).as_posix(), size, path.read_bytes)
+
+
+def list_zip(archive):
+    for info in archive.infolist():
+        if not info.is_dir():
+            yield File(info.filename, info.file_size, partial(archive.read, info))
+
+
+def list_tar(archive):
+    for info in archive:
+        if info.isreg():
+            read = partial(os.pread, archive.fileobj.fileno(), info.size, info.offset_data)
+            yield File(info.name.removeprefix("./"), info.size, read)
+
+
+def checksum(source, leave_out=()):
+    """Checksum of the names and sizes of the images of a folder or archive and of the content of some; no times."""
+    with open_images(source, leave_out) as (files, _):
+        digest = hashlib.sha256(repr([(file.name, file.size) for file in files]).encode())
+        for file in files[:: len(files) // SAMPLED + 1]:
+            with contextlib.suppress(Exception):  # decode() names what cannot be read
+                digest.update(file.read())
+    return digest.hexdigest()
+
+
+def decode(read, size, channels, crop=0):
+    """Decode an image, on white where it is transparent, turned as the camera was held.
+
+    read: function that returns the bytes of its file. size: side of the result in pixels. channels: 1 (grey) or 3.
+    crop: side in pixels of the centre square that is kept, the whole short side where that is shorter; 0: the whole frame.
+
+    Return uint8 (channels, size, size), the number of frames in the file, of which the first is used, and None; or None, 0
+    and the reason why not, in the same words for all images with one kind of damage.
+    """
+    from torchvision.transforms.v2 import functional  # takes seconds: not for runs on prepared sets
+
     mode = "L" if channels == 1 else "RGB"
-    with Image.open(io.BytesIO(data), formats=readable()[0]) as file:
-        width, height = file.size
-        # colours of 16 bits, of which Pillow reads the upper 8
-        deep = ";16" in str(file.tile) and not file.mode.startswith("I")
-        if crop > min(width, height):
-            raise ValueError(f"smaller than the crop of {crop} pixels")
-        kept_width, kept_height = (crop, crop) if crop else (width, height)
-        # A JPEG is decoded at 1/2, 1/4 or 1/8, in a fraction of the time, if that leaves size pixels of what is kept.
-        least = math.ceil(size * width / kept_width), math.ceil(size * height / kept_height)
-        drafted = file.draft(mode, least)
-        scale = drafted[1][2] / width if drafted else 1
-        left, top = scale * ((width - kept_width) // 2), scale * ((height - kept_height) // 2)
-        right, bottom = left + scale * kept_width, top + scale * kept_height
-        # Cropped first: the filter of resize() would reach beyond the box.
-        x, y = int(left), int(top)
-        image, bits = to_8_bits(file.crop((x, y, math.ceil(right), math.ceil(bottom))), depth)
-        box = (left - x, top - y, right - x, bottom - y)
-        small = image.convert(mode).resize((size, size), Image.Resampling.BILINEAR, box=box)
-        if turn := turned(file):
-            small = small.transpose(Image.Transpose[turn])
-    pixels = np.asarray(small)
-    if deep and pixels.max() < 16:
-        raise ValueError("dark colours that use 12 of 16 bits at most: save it with 8")
-    return pixels.reshape(size, size, channels).transpose(2, 0, 1), bits
-
-
-def to_8_bits(image, depth):
-    """An image of 8 bits a channel, on white where it was transparent; and the bits it uses if it stores 16, else 0."""
-    bits = 0
-    if image.mode == "F":
-        raise ValueError("floating-point pixels")
-    if image.mode.startswith("I"):  # convert() would clip to 255
-        values = np.asarray(image)
-        if values.min() < 0 or values.max() >= 2**16:
-            raise ValueError("pixels of more than 16 bits")
-        bits = max(8, int(values.max()).bit_length())
-        image = Image.fromarray((values >> (depth - 8)).astype(np.uint8))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image, bits
-
-
-def turned(image):
-    """How to turn an image as its camera was held; None if not at all, or if its metadata cannot be read."""
     try:
-        return TURNS.get(image.getexif().get(ORIENTATION))
-    except Exception:  # Pillow raises a dozen types for malformed EXIF, and the pixels may be good
-        return None
+        with Image.open(io.BytesIO(read()), formats=FORMATS) as image:
+            if image.mode.startswith(("I", "F")):
+                return None, 0, "16-bit or float pixels: save it with 8 bits"
+            # cameras add a small second picture to a JPEG ("MPO"), which is no frame
+            frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+            width, height = image.size
+            side = min(crop or width, width, height)
+            # A JPEG is decoded at 1/2, 1/4 or 1/8, in a fraction of the time; finer for a crop, whose edges are whole pixels.
+            shrink = max(side // (2 * size if crop else size), 1)
+            image.draft(mode, (width // shrink, height // shrink))
+            side = round(side * image.width / width)
+            ImageOps.exif_transpose(image, in_place=True)
+            if image.has_transparency_data:
+                image = image.convert("RGBA")
+                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+            image = image.convert(mode)
+            if crop:
+                image = functional.center_crop(image, side)
+            pixels = np.asarray(functional.resize(image, [size, size]))  # size, size or size, size, 3
+            return pixels.reshape(size, size, channels).transpose(2, 0, 1), frames, None
+    except Exception as error:  # decoders and archives raise a dozen types
+        if isinstance(error, UnidentifiedImageError):
+            return None, 0, "not an image of a known kind"
+        cut = "truncated" in str(error).lower()
+        return None, 0, "cut short" if cut else f"not decodable ({type(error).__name__})"
 
 
-def reason(error):
-    """Why an image cannot be decoded, in the same words for all images with one kind of damage."""
-    if isinstance(error, UnidentifiedImageError):
-        return "not an image of a known kind"
-    if isinstance(error, (ValueError, Image.DecompressionBombError)):
-        return str(error)
-    if "truncated" in str(error).lower():
-        return "cut short"
-    return f"not decodable ({getattr(error, 'strerror', None) or type(error).__name__})"
+def read_image(path, size, channels, crop=0):
+    """Read an image file as uint8 (channels, size, size), as decode() does; UserError if it cannot be read."""
+    if not Path(path).is_file():
+        raise UserError(f"there is no image file {path}")
+    pixels, _, why = decode(Path(path).read_bytes, size, channels, crop)
+    if why:
+        raise UserError(f"{path}: {why}")
+    return pixels
 
 
-def make_array(path, images, size, crop, channels, workers):
-    """Decode images, {name: read}, into the file path: npy, uint8 (N, channels, size, size), in their order.
+def make_array(path, files, size, crop, channels, workers):
+    """Decode images, a list of File, into the file path: npy, uint8 (N, channels, size, size), in their order.
 
     path holds the old content or all of the new, whenever this is interrupted. workers: number of threads.
-    Returns a dict: count, N; depth, the bits in use of 16-bit images, 0 if there are none; crc32, of the array;
-    skipped, a Skipped.
+    Return a dict: count, N; crc32, of the array; skipped, a Skipped; frames, [(name, frames)] of files with more than one.
     """
-    with atomic_file(path) as file:
-        start = write_header(file, (0, channels, size, size))
-        count, depth, skipped = write_rows(file, images, workers, size, crop, channels)
-        if 0 < depth < 16:  # again, with one scale for the whole set: its dark images stay darker than others
-            file.truncate(file.seek(start))
-            count, _, skipped = write_rows(file, images, workers, size, crop, channels, depth)
-        if not count:
-            raise UserError(f"none of {len(images):,} images can be read: {skipped}")
-        write_header(file, (count, channels, size, size))  # no longer than before: numpy leaves room for N
-        return dict(count=count, depth=depth, crc32=file_crc32(file, start), skipped=skipped)
-
-
-def write_rows(file, images, workers, *settings):
-    """Decode images with these settings, and append them to file; returns how many, the most bits, and a Skipped."""
-
-    def decoded(name):
-        try:
-            return *decode(images[name](), *settings), None
-        except MemoryError:
-            raise UserError(f"out of memory at {name!r}: fewer --num_workers, down to 1, need less") from None
-        except Exception as error:  # decoders raise a dozen types
-            return None, 0, reason(error)
-
-    names, count, most_bits, skipped = list(images), 0, 0, Skipped()
-    bar = progress(total=len(names), unit=" images", delay=0, leave=True)
-    with warnings.catch_warnings(action="ignore"), ThreadPoolExecutor(max(workers, 1)) as pool, bar:
-        for first in range(0, len(names), AHEAD):
-            some = names[first : first + AHEAD]
-            for name, (pixels, bits, why) in zip(some, pool.map(decoded, some)):
+    result = dict(count=0, crc32=0, skipped=Skipped(), frames=[])
+    bar = progress(total=len(files), unit=" images", delay=0, leave=True)
+    with atomic_file(path) as array, ThreadPoolExecutor(max(workers, 1)) as pool, bar:
+        start = write_header(array, (0, channels, size, size))
+        for first in range(0, len(files), AHEAD):
+            some = files[first : first + AHEAD]
+            decoded = pool.map(lambda file: decode(file.read, size, channels, crop), some)
+            for file, (pixels, frames, why) in zip(some, decoded):
                 bar.update()
                 if why:
-                    skipped.add(why, name)
-                else:
-                    file.write(pixels.tobytes())
-                    count, most_bits = count + 1, max(most_bits, bits)
-    return count, most_bits, skipped
+                    result["skipped"].add(why, file.name)
+                    continue
+                array.write(pixels.tobytes())
+                result["count"] += 1
+                if frames > 1:
+                    result["frames"].append((file.name, frames))
+        if not result["count"]:
+            raise UserError(f"none of {len(files):,} images can be read: {result['skipped']}")
+        write_header(array, (result["count"], channels, size, size))  # as long as before: numpy leaves room
+        return {**result, "crc32": file_crc32(array, start)}

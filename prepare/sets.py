@@ -8,13 +8,12 @@ import shlex
 from pathlib import Path
 from typing import NamedTuple
 
-from prepare import dsprites, official_dsprites
-from prepare.archives import open_images, stamp
-from prepare.arrays import load_array, read_manifest, write_header, write_manifest
-from prepare.images import make_array
-from utils import UserError, atomic_file
+from prepare import dsprites
+from prepare.arrays import load_array, read_manifest, write_manifest
+from prepare.images import checksum, make_array, open_images
+from utils import UserError
 
-VERSION = 2  # of the way in which images are prepared; arrays of another version are made again
+VERSION = 3  # of the way in which images are prepared; arrays of another version are made again
 MOST_WORKERS = 256  # threads that decode images
 RUNS = ("outputs", "checkpoints")  # where main.py writes by default
 
@@ -40,7 +39,7 @@ SETS = {
         channels=1,
         distribution="bernoulli",
         url=f"https://github.com/google-deepmind/dsprites-dataset/raw/master/{NPZ}",
-        hash=f"md5:{official_dsprites.MD5}",
+        hash=f"md5:{dsprites.MD5}",
     ),
     "celeba": DataSet(  # the whole frame in colour, as in public code
         "CelebA",
@@ -70,11 +69,8 @@ def default_distribution(name):
     return SETS[name].distribution
 
 
-# Sets of images.
-
-
 def find_images(name, dset_dir, size, archive=None, crop=None, channels=None, workers=2, leave_out=RUNS):
-    """A prepared set, uint8 (N, C, size, size), mapped into memory, and its manifest, a dict.
+    """Return a prepared set, uint8 (N, C, size, size), mapped into memory, and its manifest, a dict.
 
     It is made in dset_dir, and made again if its images or these settings have changed.
     archive: folder, zip or tar of the images; None: where they were, or else the first of the set's places.
@@ -82,50 +78,54 @@ def find_images(name, dset_dir, size, archive=None, crop=None, channels=None, wo
     leave_out: folders that are not searched for images.
     """
     spec, path = SETS[name], Path(dset_dir, f"{name}_{size}x{size}.npy")
-    manifest = read_manifest(path, crop=int, channels=int, count=int, crc32=int, source=str)
+    manifest = read_manifest(path)
     before = Path(dset_dir, manifest.get("source", "nowhere"))
-    source = archive or (before if before.exists() else None)  # None: the array is all that training needs
-    settings = {
-        "version": VERSION,
-        "stamp": stamp(source, leave_out) if source else manifest.get("stamp"),
+    source = archive or (before if before.exists() else None)
+    wanted = {
         "crop": manifest.get("crop", spec.crop) if crop is None else crop,
         "channels": channels or manifest.get("channels", spec.channels),
     }
-    changed = [key for key in settings if settings[key] != manifest.get(key)]
-    images = None if changed else load_array(path, manifest.get("crc32"))
+    if source:  # else the array is all that training needs
+        wanted |= {"version": VERSION, "images": checksum(source, leave_out)}
+    changed = [key for key in wanted if wanted[key] != manifest.get(key)]
+    images = None if changed else load_array(path, manifest["crc32"])
     if images is None:
         fault = f"was made from other images or settings ({', '.join(changed)})" if changed else "is damaged"
-        fault = fault if manifest else f"has no manifest, or a damaged one ({path.with_suffix('.json').name})"
         source = source or first_there(name, dset_dir)
         if source is None:
             gone = f"{path} {fault}, and its images are gone: " if path.exists() else ""
             raise UserError(gone + how_to_get(name, dset_dir))
         if path.exists():
-            print(f"{path} {fault}: making it again")
-        settings["stamp"] = stamp(source, leave_out)
-        manifest = make_images(name, path, source, size, settings, workers, leave_out)
+            print(f"{path} {fault}: making it again", flush=True)
+        wanted |= {"version": VERSION, "images": checksum(source, leave_out)}
+        manifest = make_images(name, path, source, size, wanted, workers, leave_out)
         images = load_array(path, manifest["crc32"])
-    print(f"{spec.title}: {describe(manifest)}, from {Path(dset_dir, manifest['source']).resolve()}")
+    print(
+        f"{spec.title}: {describe(manifest)}, from {Path(dset_dir, manifest['source']).resolve()}", flush=True
+    )
     return images, manifest
 
 
-def make_images(name, path, source, size, settings, workers, leave_out):
-    """Prepare the images of source, a folder or archive, as the array at path; returns the manifest beside it."""
+def make_images(name, path, source, size, wanted, workers, leave_out):
+    """Prepare the images of source, a folder or archive, as the array at path; return the manifest beside it."""
     check_writable(path.parent, name, source)
-    with open_images(source, leave_out) as (images, skipped):
-        if not images:
-            raise UserError(f"no image in {source}: {skipped or 'it is empty'}")
-        print(f"preparing {len(images):,} images of {source} into {path}")
-        array = make_array(path, images, size, settings["crop"], settings["channels"], workers)
+    with open_images(source, leave_out) as (files, skipped):
+        if not files:
+            why = "; ".join(filter(None, (str(skipped), other_sets(name, source)))) or "it is empty"
+            raise UserError(f"no image in {source}: {why}")
+        print(f"preparing {len(files):,} images of {source} into {path}", flush=True)
+        array = make_array(path, files, size, wanted["crop"], wanted["channels"], workers)
     skipped |= array["skipped"]
+    frames = array.pop("frames")
     inside = Path(source).resolve().is_relative_to(path.parent.resolve())  # so that dset_dir may be moved
     where = os.path.relpath(source, path.parent) if inside else str(Path(source).resolve())
-    manifest = {**settings, **array, "source": where, "skipped": skipped}
+    manifest = {**wanted, **array, "source": where, "skipped": skipped}
     write_manifest(path, manifest)
     if skipped:
         print(f"skipped {skipped}")
-    if manifest["depth"]:
-        print(f"16-bit images: of the {manifest['depth']} bits in use the upper 8 are kept")
+    if frames:
+        have = "1 file has" if len(frames) == 1 else f"{len(frames):,} files have"
+        print(f"{have} more frames; the first is used (first: {frames[0][0]!r}, {frames[0][1]})")
     if manifest["count"] < SETS[name].images:
         print(f"the official set has {SETS[name].images:,} images, this one {manifest['count']:,}")
     return manifest
@@ -138,17 +138,14 @@ def describe(manifest):
     return f"{manifest['count']:,} images, {kind}, {crop}, checksum {manifest['crc32']:08x}"
 
 
-# dSprites.
-
-
 def find_dsprites(dset_dir, npz=None):
-    """dSprites, uint8 (737280, 64, 8), mapped into memory, and its fingerprint.
+    """Return dSprites, uint8 (737280, 64, 8), mapped into memory, and its fingerprint.
 
     It is made in dset_dir if need be: packed from the official file, npz or one in dset_dir, or else drawn.
     """
     npz = npz or first_there("dsprites", dset_dir)
     path = Path(dset_dir, "dsprites_official_64x64_packed.npy")
-    kind, crc32 = "official", read_manifest(path, crc32=int).get("crc32")
+    kind, crc32 = "official", read_manifest(path).get("crc32")
     packed = load_array(path, crc32)
     if packed is None and not npz:
         path = Path(dset_dir, "dsprites_64x64_packed.npy")
@@ -157,21 +154,17 @@ def find_dsprites(dset_dir, npz=None):
     if packed is None:
         check_writable(path.parent, "dsprites", npz)
         damaged = f"{path} is damaged: " if path.exists() else ""
-        print(f"{damaged}{f'packing {npz}' if npz else 'drawing dSprites'} into {path} (377 MB, some seconds)")
+        how = f"packing {npz}" if npz else "drawing dSprites"
+        print(f"{damaged}{how} into {path} (377 MB, some seconds)", flush=True)
         if npz:
-            crc32 = official_dsprites.pack(npz, path)
+            crc32 = dsprites.pack(npz, path)
             write_manifest(path, {"source": str(npz), "crc32": crc32})
         else:
-            with atomic_file(path) as file:
-                write_header(file, dsprites.PACKED)
-                file.write(dsprites.render())
+            dsprites.draw(path)
         packed = load_array(path, crc32)
     if packed is None:
         raise UserError(f"{path} differs from the reference drawing: please report machine and numpy version")
     return packed, f"dSprites, {kind}, checksum {crc32:08x}"
-
-
-# Where the files are, and how to get them.
 
 
 def first_there(name, dset_dir):
@@ -182,17 +175,25 @@ def first_there(name, dset_dir):
 def how_to_get(name, dset_dir):
     """What to say when there are no images."""
     spec, prepare = SETS[name], f"python -m prepare {name} --dset_dir {shlex.quote(str(dset_dir))}"
-    lines = [f"no {spec.title} in {dset_dir}, looked for {', '.join(spec.places)}. To get it:"]
+    if Path(dset_dir).exists():
+        lines = [f"no {spec.title} in {dset_dir}, looked for {', '.join(spec.places)}. To get it:"]
+    else:
+        lines = [f"the folder {dset_dir} does not exist. To get {spec.title}:"]
     lines += [f"    {prepare} --download"] if spec.url else []
     return "\n".join([*lines, f"    {prepare} --archive FILE      # a zip, a tar or a folder"])
 
 
+def other_sets(name, folder):
+    """Words for a folder without images that holds other data sets."""
+    others = [f"{SETS[key].title} (--dataset {key})" for key in SETS if key not in (name, "folder")
+              if first_there(key, folder) or list(Path(folder).glob(f"{key}_*.npy"))]  # fmt: skip
+    return f"it holds {', '.join(others)}" if others else ""
+
+
 def check_writable(folder, name, source):
     """UserError if nothing can be written to folder, with the command that prepares the set in another one."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        pass
+    if not folder.exists():
+        folder.mkdir(parents=True)
     if not os.access(folder, os.W_OK):
         archive = f" --archive {shlex.quote(str(source))}" if source else ""
         raise UserError(
