@@ -10,7 +10,7 @@ import math
 import numpy as np
 import torch
 
-NAMED = 0.1  # nats of KL from which a latent is named after a factor
+NAMED = 0.1  # nats of KL from which a latent is named after a factor, and its total effect counts
 
 
 def mutual_information(codes, factors, bins=20):
@@ -91,7 +91,7 @@ def top_factor(information, names, kld):
 def position_effect(effect, roles):
     """Find the largest total effect of x or y on a latent other than their own; 0 if nothing else moves with position.
 
-    effect: (z, K) of metrics.total_effect, 0 for dead latents; roles: of the K factors, "x" and "y" among them. The own latent of
+    effect: (z, K) of metrics.total_effect, 0 for latents that do not count; roles: of the K factors, "x" and "y" among them. The own latent of
     x is the one that x has the highest effect on; so for y.
     """
     position = effect[:, [roles.index("x"), roles.index("y")]]  # z, 2

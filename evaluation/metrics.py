@@ -12,9 +12,8 @@ lie in [0, 1], higher is better, except position_effect (lower is better), activ
 total_correlation (nats). seed fixes all random draws. A metric's settings are its keyword arguments after seed.
 
 higgins, factor_vae and total_effect look up images by their factors, so their rows must be a full grid of factors, the
-last one fastest; the others take any sample. In dSprites, rotations by 0 and by 360 degrees are the same
-image and count as two values, as everywhere in the field. scikit-learn takes a second to import: only what needs it
-imports it.
+last one fastest; the others take any sample. In dSprites, rotations by 0 and by 360 degrees are the same image and count
+as two values, as everywhere in the field. What needs scikit-learn imports it, as that takes a second.
 """
 
 import math
@@ -22,7 +21,14 @@ import math
 import numpy as np
 import torch
 
-from evaluation.information import entropy, mean_kl, mutual_information, position_effect, total_correlation
+from evaluation.information import (
+    NAMED,
+    entropy,
+    mean_kl,
+    mutual_information,
+    position_effect,
+    total_correlation,
+)
 from evaluation.information import latent_information as latent_information  # here too for callers
 from evaluation.information import top_factor as top_factor
 from utils import ACTIVE, progress
@@ -339,9 +345,7 @@ def settings_of(level):
     "full": as published. "fast": no DCI, and half the points for classifiers. MIG and modularity keep theirs, as their
     bias depends on it; yet on the coarser grid MIG is higher, as 20 bins separate 16 positions and 20 orientations.
     """
-    settings = {
-        name: {**(metric.__kwdefaults__ or {}), **changed} for name, (metric, changed) in METRICS.items()
-    }
+    settings = {name: {**(f.__kwdefaults__ or {}), **changed} for name, (f, changed) in METRICS.items()}
     if level == "fast":
         settings.pop("dci", None)
         for each in settings.values():
@@ -353,7 +357,8 @@ def score(mu, logvar, factors, level="full", seed=0, roles=()):
     """Compute every metric of a level, {name: number}, with all settings under "settings".
 
     mu: (N, z); logvar: (N, z), or None for codes without; factors: (N, K); level: "full" or "fast"; roles: of the K
-    factors, such as ("shape", "scale", "rotation", "x", "y"). "total_effect" is a matrix: z rows of K.
+    factors, such as ("shape", "scale", "rotation", "x", "y"). "total_effect" is a matrix, z rows of K: 0 for
+    latents with a KL under NAMED, whose means are next to constant.
     """
     codes, factors = checked(mu, factors)
     known = {f"role {role}" for role in roles}
@@ -370,20 +375,19 @@ def score(mu, logvar, factors, level="full", seed=0, roles=()):
             scores |= {f"{name}_{part}": number for part, number in value.items()}
         else:
             scores[name] = value
+    kld = np.full(len(codes.T), np.inf) if logvar is None else mean_kl(mu, logvar)  # z
     if logvar is not None:
-        active = mean_kl(mu, logvar) > ACTIVE  # z
-        scores["active_latents"] = int(active.sum())
+        scores["active_latents"] = int((kld > ACTIVE).sum())
     if "total_effect" in scores:
-        if logvar is not None:
-            scores["total_effect"][~active] = 0
+        effect = np.where(kld[:, None] < NAMED, 0, scores["total_effect"])
+        scores["total_effect"] = effect.tolist()
         if not missing["position_effect"]:
-            scores["position_effect"] = position_effect(scores["total_effect"], roles)
-        scores["total_effect"] = scores["total_effect"].tolist()
+            scores["position_effect"] = position_effect(effect, roles)
     scores["total_correlation"] = total_correlation(codes)
-    about = dict(level=level, seed=seed, images=len(codes), roles=list(roles))
-    about |= dict(factor_sizes=[len(np.unique(values)) for values in factors.T])
-    about |= dict(left_out={name: needs for name, needs in missing.items() if needs})
-    about |= {**settings, "active_latents": dict(threshold=ACTIVE)}
+    about = dict(level=level, seed=seed, images=len(codes), roles=list(roles), **settings)
+    about["factor_sizes"] = [len(np.unique(values)) for values in factors.T]
+    about["left_out"] = {name: needs for name, needs in missing.items() if needs}
+    about["thresholds"] = dict(active_latents=ACTIVE, total_effect=NAMED)  # nats of KL
     about |= dict(logistic_regression=LOGISTIC, linear_svm=SVM, boosted_trees=BOOSTING)
     return {**scores, "settings": about}
 

@@ -127,8 +127,7 @@ def test_a_score_depends_on_its_seed_alone(metric):
     assert np.array_equal(metric(codes, factors, 0, **settings), first) and not np.array_equal(first, other)
 
 
-@pytest.mark.parametrize("metric", [higgins, mig, total_effect])
-def test_what_cannot_be_scored_is_one_sentence(metric):
+def test_what_cannot_be_scored_is_one_sentence():
     for codes, factors, words in [
         (noise(9), FACTORS, r"\(N, z\)"),
         (noise(), FACTORS[:, 0], r"\(N, z\)"),
@@ -139,7 +138,7 @@ def test_what_cannot_be_scored_is_one_sentence(metric):
         (noise(), FACTORS * [1, 0, 1, 1], "factor 1 has a single value"),
     ]:
         with pytest.raises(ValueError, match=words):
-            metric(codes, factors)
+            total_effect(codes, factors)
 
 
 @pytest.mark.parametrize("metric", [higgins, factor_vae, total_effect])
@@ -147,8 +146,9 @@ def test_images_that_share_factors_are_looked_up_in_full_grids_only(metric):
     for rows in (slice(1, None), np.random.default_rng(0).permutation(len(FACTORS)), slice(None, None, -1)):
         with pytest.raises(ValueError, match="full grid"):
             metric(noise()[rows], FACTORS[rows])
+    settings = POINTS if "train" in metric.__kwdefaults__ else {}
     other_values = 7 - 2 * FACTORS[::-1]  # but a grid in its order
-    assert np.array_equal(metric(mixed(), other_values), metric(mixed(), FACTORS))
+    assert np.array_equal(metric(mixed(), other_values, **settings), metric(mixed(), FACTORS, **settings))
 
 
 # Interventions.
@@ -181,6 +181,14 @@ def test_an_orientation_coded_relative_to_y_shows_in_the_total_effect_and_not_in
     assert small == pytest.approx(0.01 * x.var() / fixed[:, 4].var(), rel=0.1)  # of x on the last
     assert position_effect(total_effect(fixed[:, :3], factors), roles) == 0
     assert position_effect(np.eye(2), ("y", "x")) == 0  # no other latent
+
+
+def test_latents_under_a_tenth_of_a_nat_have_no_total_effect():
+    codes = perfect()[:, [1, 2, 1]] * [1, 1, 0.3]
+    logvar = 0 * codes + [-3, -3, -0.05]  # KL of the last: 0.046 nats
+    weak, unknown = (metrics.score(codes, given, FACTORS, "fast", roles=ROLES) for given in (logvar, None))
+    assert weak["active_latents"] == 3 and weak["total_effect"][2] == [0] * 4
+    assert weak["position_effect"] == 0 and unknown["position_effect"] == pytest.approx(1, abs=0.05)
 
 
 # Each is its definition: written again, slowly, from the words of the papers.
@@ -220,16 +228,12 @@ def literal_higgins(codes, rng, candidates, n=1500, batch=16):
     return classifier.score(points[1000:], labels[1000:])
 
 
-# The last case: codes so small that the regularisation counts, and with it the size of the differences.
-@pytest.mark.parametrize(
-    "candidates, exclude, scale, near",
-    [([0, 1, 2, 3], (), 1, 0.04), ([1, 2, 3], (0,), 1, 0.04), ([0, 1, 2, 3], (), 0.1, 0.1)],
-)
-def test_higgins_is_its_definition(candidates, exclude, scale, near):
-    codes, rng = scale * (mixed() + 0.1 * noise(z=5)), random.Random(0)
+@pytest.mark.parametrize("candidates, exclude", [([0, 1, 2, 3], ()), ([1, 2, 3], (0,))])
+def test_higgins_is_its_definition(candidates, exclude):
+    codes, rng = mixed() + 0.1 * noise(z=5), random.Random(0)
     slow = np.mean([literal_higgins(codes, rng, candidates) for _ in range(2)])
     fast = [higgins(codes, FACTORS, seed, exclude=exclude, **POINTS, batch=16) for seed in range(8)]
-    assert 0.5 < slow < 0.97 and np.mean(fast) == pytest.approx(slow, abs=near)
+    assert 0.5 < slow < 0.97 and np.mean(fast) == pytest.approx(slow, abs=0.04)
 
 
 def literal_factor_vae(codes, rng, n=1500, batch=16):

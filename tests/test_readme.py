@@ -69,7 +69,8 @@ def split_command(command):
         words = ["python", program, *shlex.split(flags), *words[2:]]
     if words[1] != "-m":
         return words[1].removesuffix(".py").replace("/", "."), words[2:]
-    return "prepare.__main__" if words[2] == "prepare" else words[2], words[3:]
+    package = words[2] in ("evaluation", "prepare")
+    return f"{words[2]}.__main__" if package else words[2], words[3:]
 
 
 class Parsed(Exception):
