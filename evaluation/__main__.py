@@ -25,11 +25,19 @@ def read_codes(path):
     try:
         with np.load(path) as file:
             arrays = {name: file[name] for name in file.files}
+    except (
+        ValueError,
+        EOFError,
+        TypeError,
+        zipfile.BadZipFile,
+    ):  # text, a single array, half a file, pickles
+        raise UserError(f"{path} is no .npz file of codes: {needed}") from None
+    if absent := {"mu", "factors"} - arrays.keys():
+        raise UserError(f"{path} has no array {' and '.join(sorted(absent))}: {needed}")
+    try:
         mu, factors = metrics.checked(arrays["mu"], arrays["factors"])
-    except KeyError as error:
-        raise UserError(f"{path} has no array {error}: {needed}") from None
-    except (ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path} holds no codes: {error}; {needed}") from None
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from None
     logvar, roles = arrays.get("logvar"), tuple(map(str, arrays.get("factor_roles", ())))
     if logvar is not None and logvar.shape != mu.shape:
         raise UserError(f"{path}: logvar is {logvar.shape}, but mu {mu.shape}")

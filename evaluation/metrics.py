@@ -250,9 +250,8 @@ def mig(codes, factors, seed=0, *, points=10_000, samples=10, bins=20):
     """Chen et al. (2018), Sec. 4.1, Mutual Information Gap: mean_k (I_1k - I_2k) / H(v_k).
 
     I_1k and I_2k are the highest and second highest I(z_j; v_k) over latents j, from points images; the score is the mean
-    over samples of them, as that of one sample varies by 0.01. 20 bins cannot separate 32 or 40 values: perfect codes of
-    dSprites get about 0.90. Chen et al. themselves integrate over q(z|x) and leave shape out, so their values are not
-    comparable.
+    over samples of them, as one varies by 0.01. 20 bins cannot separate 32 or 40 values: perfect codes of dSprites get
+    about 0.90. Chen et al. themselves integrate over q(z|x) and leave shape out: their values are not comparable.
     """
     codes, factors = checked(codes, factors)
     gaps = []
@@ -284,8 +283,7 @@ def irs(codes, factors, seed=0, *, points=10_000, bins=20, quantile=0.99):
 
     Of the images that share a value of factor k, the quantile of |z_j - their mean|, averaged over values and divided by
     the largest |z_j - mean| of all points images, is 1 - R_jk. The score is the mean of max_k R_jk over latents, weighted
-    by that largest deviation. As in disentanglement_lib: factors in bins of equal width, 0.99 where the paper has the
-    maximum. Normal noise gets about 0.35.
+    by that largest deviation. As in disentanglement_lib, factors are binned, and 0.99 stands for the paper's maximum.
     """
     codes, factors, _, _ = split(*checked(codes, factors), points, 0, seed)
     codes = codes[:, codes.std(axis=0) > 0]

@@ -95,8 +95,8 @@ def test_perfect_codes_of_dsprites_reach_the_ceilings_that_the_docstrings_state(
     assert mig(codes, factors) == pytest.approx(0.90, abs=0.01)
     assert sap(codes, factors) == pytest.approx(0.25, abs=0.02)
     assert sap(factors / (np.array(dsprites.FACTOR_SIZES) - 1), factors) == pytest.approx(0.18, abs=0.02)
-    assert irs(codes, factors) == pytest.approx(0.98, abs=0.01)
-    assert irs(noise(len(factors)), factors) == pytest.approx(0.35, abs=0.03)
+    assert irs(codes, factors) == pytest.approx(0.985, abs=0.005)
+    assert irs(noise(len(factors)), factors) == pytest.approx(0.40, abs=0.03)
 
 
 @pytest.mark.parametrize("metric", [higgins, factor_vae])
@@ -438,13 +438,13 @@ def test_a_fast_score_takes_the_images_of_main_py(tmp_path):
 def test_a_wrong_file_is_one_line_and_nothing_is_written(tmp_path, capsys):
     good, path = dict(mu=WEAK, factors=FACTORS), tmp_path / "codes.npz"
     for words, arrays in [
-        ("no array 'mu'", dict(codes=WEAK, factors=FACTORS)),
-        ("no array 'factors'", dict(mu=WEAK)),
+        ("no array mu:", dict(codes=WEAK, factors=FACTORS)),
+        ("no array factors:", dict(mu=WEAK)),
         ("(N, K)", good | dict(factors=FACTORS[1:])),
         ("integers", good | dict(factors=FACTORS + 0.5)),
         ("logvar is (360,", good | dict(logvar=WEAK[:, 1:])),
         ("3 factor_roles", good | dict(factor_roles=ROLES[1:])),
-        ("holds no codes", dict(mu=np.array([{}]), factors=FACTORS)),  # an object: pickled
+        ("no .npz file", dict(mu=np.array([{}]), factors=FACTORS)),  # an object: pickled
     ]:
         command(tmp_path, status=1, **arrays)
         (line,) = capsys.readouterr().err.splitlines()
