@@ -32,7 +32,7 @@ import main as program
 from dataset import return_data
 from evaluation import study
 from run.checkpoint import read_checkpoint
-from run.settings import defining_flags, saved_flags
+from run.folder import defining_flags
 from utils import Parser, UserError, count, file_name, progress, run_cli, within
 from viz import dashboard
 
@@ -178,7 +178,7 @@ def read_result(run):
     scores = study.read_scores(run.folder, numbers.get("iterations"), run.args.metrics)
     try:
         state = read_checkpoint(Path(run.args.ckpt_dir) / run.name / "last")
-        same = defining_flags(saved_flags(state["arguments"])) == defining_flags(run.args)
+        same = defining_flags(state["arguments"], vars(run.args)) == defining_flags(vars(run.args), vars(run.args))
         trained = same and state["iter"] >= run.args.max_iter
     except UserError:  # missing or damaged: main.py begins, or takes an earlier one
         trained = False

@@ -8,12 +8,12 @@
     mig(mu, factors), higgins(mu, factors, exclude=(0,))
 
 Definitions and settings are those of disentanglement_lib (Locatello et al., 2019), with every factor discrete. Scores
-lie in [0, 1], higher is better, except active_latents (a count) and total_correlation (nats). seed fixes all random draws.
-A metric's settings are its keyword arguments after seed.
+lie in [0, 1], higher is better, except position_effect (lower is better), active_latents (a count) and
+total_correlation (nats). seed fixes all random draws. A metric's settings are its keyword arguments after seed.
 
-higgins and factor_vae look up images that share a factor's value, so their rows must be a full grid of factors, the
-last one fastest; the others take any sample. In dSprites, rotations by 0 and by 360 degrees are the same image and
-count as two values, as everywhere in the field. scikit-learn takes a second to import: only what needs it imports it.
+higgins, factor_vae and total_effect look up images by their factors, so their rows must be a full grid of factors, the
+last one fastest; the others take any sample. In dSprites, rotations by 0 and by 360 degrees are the same image and count
+as two values, as everywhere in the field. What needs scikit-learn imports it, as that takes a second.
 """
 
 import math
@@ -21,7 +21,16 @@ import math
 import numpy as np
 import torch
 
-from evaluation.trees import boosted_trees
+from evaluation.information import (
+    NAMED,
+    entropy,
+    mean_kl,
+    mutual_information,
+    position_effect,
+    total_correlation,
+)
+from evaluation.information import latent_information as latent_information  # here too for callers
+from evaluation.information import top_factor as top_factor
 from utils import ACTIVE, progress
 
 LEVELS = ("none", "fast", "full")
@@ -38,7 +47,7 @@ BOOSTING = dict(n_estimators=100, learning_rate=0.1, max_depth=3)
 
 
 def subgrid(sizes, level="full"):
-    """The full grid of factors, or at level "fast" every second value of a factor with 20 or more.
+    """List the full grid of factors, or at level "fast" every second value of a factor with 20 or more.
 
     sizes: of the K factors, the last one fastest. Fast is 92,160 of dSprites' 737,280 images.
     Returns indices into the full grid, (N,), and factors, (N, K), counted from 0, which are a full grid themselves.
@@ -50,14 +59,14 @@ def subgrid(sizes, level="full"):
 
 
 def fixed_sample(sizes):
-    """SAMPLE random images of a grid, distinct and the same in every call: indices (N,) and factors (N, K)."""
+    """Draw SAMPLE images of a grid, distinct and the same in every call: indices (N,) and factors (N, K)."""
     indices = np.random.default_rng(0).permutation(math.prod(sizes))[:SAMPLE]
     return indices, np.stack(np.unravel_index(indices, sizes), axis=1)
 
 
 @torch.no_grad()
 def encode_all(net, data, indices=None, batch_size=1024):
-    """Encodes the images at indices (N,), default all of data.
+    """Encode the images at indices (N,), default all of data.
 
     net: encode(x) -> mu, logvar; data: len() and batch(indices), as from dataset.return_data.
     Returns mu and logvar, float32 (N, z) each, on the CPU: 59 MB for both on dSprites.
@@ -72,7 +81,7 @@ def encode_all(net, data, indices=None, batch_size=1024):
 
 
 def checked(codes, factors):
-    """Codes as float64 and factors as arrays; ValueError if they cannot be scored."""
+    """Return codes as float64 and factors as arrays; ValueError if they cannot be scored."""
     codes, factors = np.asarray(codes, dtype=np.float64), np.asarray(factors)
     if codes.ndim != 2 or factors.ndim != 2 or len(codes) != len(factors):
         raise ValueError(f"codes must be (N, z) and factors (N, K), not {codes.shape} and {factors.shape}")
@@ -88,7 +97,7 @@ def checked(codes, factors):
 
 
 def split(codes, factors, train, test, seed):
-    """Draws train and test rows without replacement; returns x, y, x_test, y_test.
+    """Draw train and test rows without replacement; returns x, y, x_test, y_test.
 
     Of fewer than train + test rows, all are used, in that proportion. (disentanglement_lib draws with replacement,
     which makes little difference if there are many more.)
@@ -99,18 +108,23 @@ def split(codes, factors, train, test, seed):
 
 
 def grid_sizes(factors):
-    """Sizes (K,) of the grid that factors (N, K) run through; ValueError if they are no full grid in its order."""
+    """Find the sizes (K,) of the grid that factors (N, K) run through; None if they are no full grid in its order."""
     values, places = zip(*(np.unique(column, return_inverse=True) for column in factors.T))
-    sizes, n = [len(v) for v in values], len(factors)
-    if math.prod(sizes) != n or (np.ravel_multi_index(places, sizes) != np.arange(n)).any():
-        raise ValueError(
-            "rows must be a full grid: each combination of factors once, the last factor fastest"
-        )
-    return np.array(sizes)
+    sizes = np.array([len(v) for v in values])
+    full = math.prod(sizes.tolist()) == len(factors)
+    return sizes if full and (np.ravel_multi_index(places, sizes) == np.arange(len(factors))).all() else None
+
+
+def checked_grid(codes, factors):
+    """Return codes as float64 and the sizes of the grid of factors; ValueError if they cannot be scored."""
+    codes, factors = checked(codes, factors)
+    if (sizes := grid_sizes(factors)) is None:
+        raise ValueError("rows must be a full grid: each combination of factors once, the last one fastest")
+    return codes, sizes
 
 
 def share_factor(rows, like, k, sizes):
-    """Rows of a grid that differ from the given ones in factor k alone, which takes its value in row `like`.
+    """Find the rows of a grid that differ from the given ones in factor k alone, which takes its value in row `like`.
 
     rows, like: integers in [0, N); k: in [0, K); all three broadcast to one shape.
     """
@@ -133,8 +147,7 @@ def higgins(codes, factors, seed=0, *, exclude=(), train=10_000, test=5_000, bat
     """
     from sklearn.linear_model import LogisticRegression
 
-    codes, factors = checked(codes, factors)
-    sizes = grid_sizes(factors)
+    codes, sizes = checked_grid(codes, factors)
     rng = np.random.default_rng(seed)
     y = rng.choice([k for k in range(len(sizes)) if k not in exclude], size=train + test)
     first, second = rng.integers(len(codes), size=(2, train + test, batch))
@@ -153,8 +166,7 @@ def factor_vae(
     the denominator from variance_points images. The score is the test accuracy of the majority vote of train points,
     d -> the most frequent k. Latents of standard deviation under dead are left out; 0 if none is left. Chance is 1 / K.
     """
-    codes, factors = checked(codes, factors)
-    sizes = grid_sizes(factors)
+    codes, sizes = checked_grid(codes, factors)
     rng = np.random.default_rng(seed)
     sample = rng.permutation(len(codes))[:variance_points]
     variance = codes[sample].var(axis=0, ddof=1)  # z
@@ -198,13 +210,13 @@ def dci(codes, factors, seed=0, *, train=10_000, test=5_000):
     (the paper's is an error). Factors are fitted in parallel, on torch's number of threads.
     """
     from joblib import Parallel, delayed
+    from sklearn.ensemble import GradientBoostingClassifier
 
     x, y, x_test, y_test = split(*checked(codes, factors), train, test, seed)
 
     def fit(k):
-        values, labels = np.unique(y[:, k], return_inverse=True)
-        importance, predicted = boosted_trees(x, labels, x_test, **BOOSTING, seed=seed)
-        return importance, (values[predicted] == y_test[:, k]).mean()
+        trees = GradientBoostingClassifier(**BOOSTING, random_state=seed).fit(x, y[:, k])
+        return trees.feature_importances_, trees.score(x_test, y_test[:, k])
 
     order = sorted(range(y.shape[1]), key=lambda k: -len(np.unique(y[:, k])))  # the slowest first
     parallel = Parallel(torch.get_num_threads(), prefer="threads", return_as="generator")
@@ -216,7 +228,7 @@ def dci(codes, factors, seed=0, *, train=10_000, test=5_000):
 
 
 def importance_scores(R):
-    """Disentanglement and completeness from an importance matrix R (z, K) (Eastwood & Williams, Sec. 2).
+    """Compute disentanglement and completeness from an importance matrix R (z, K) (Eastwood & Williams, Sec. 2).
 
     D = sum_j rho_j (1 - H_K(P_j)): P_j is row j of R, normalised, H_K its entropy to base K and rho_j the row's share of
     all importance. C is the same of the columns, with entropies to base z.
@@ -234,40 +246,20 @@ def importance_scores(R):
 # Metrics from mutual information.
 
 
-def mutual_information(codes, factors, bins=20):
-    """I(z_j; v_k) in nats, (z, K), from counts, with each latent in bins of equal width over its range.
-
-    N images overestimate it by about (bins - 1) (values - 1) / 2N: 0.04 nats for 40 values and 10,000 images.
-    """
-    codes, factors = np.asarray(codes, dtype=np.float64), np.asarray(factors)
-    information = np.zeros((codes.shape[1], factors.shape[1]))
-    for k, v in enumerate(factors.T):
-        labels = np.unique(v, return_inverse=True)[1]
-        label_edges = np.arange(labels.max() + 2) - 0.5
-        for j, z in enumerate(codes.T):
-            counts = np.histogram2d(z, labels, (bins, label_edges))[0]  # bins, values
-            independent = np.outer(counts.sum(axis=1), counts.sum(axis=0)) / len(z)
-            seen = counts > 0
-            information[j, k] = (counts[seen] * np.log(counts[seen] / independent[seen])).sum() / len(z)
-    return information
-
-
-def entropy(factors):
-    """H(v_k) of each factor in nats, (K,), from counts."""
-    frequencies = [np.unique(v, return_counts=True)[1] / len(factors) for v in np.asarray(factors).T]
-    return np.array([-(p * np.log(p)).sum() for p in frequencies])
-
-
-def mig(codes, factors, seed=0, *, points=10_000, bins=20):
+def mig(codes, factors, seed=0, *, points=10_000, samples=10, bins=20):
     """Chen et al. (2018), Sec. 4.1, Mutual Information Gap: mean_k (I_1k - I_2k) / H(v_k).
 
-    I_1k and I_2k are the highest and second highest I(z_j; v_k) over latents j, from points images. 20 bins cannot
-    separate 32 or 40 values: perfect codes of dSprites get about 0.90. Chen et al. themselves integrate over q(z|x) and
-    leave shape out, so their values are not comparable.
+    I_1k and I_2k are the highest and second highest I(z_j; v_k) over latents j, from points images; the score is the mean
+    over samples of them, as one varies by 0.01. 20 bins cannot separate 32 or 40 values: perfect codes of dSprites get
+    about 0.90. Chen et al. themselves integrate over q(z|x) and leave shape out: their values are not comparable.
     """
-    codes, factors, _, _ = split(*checked(codes, factors), points, 0, seed)
-    ranked = np.sort(mutual_information(codes, factors, bins), axis=0)
-    return float(((ranked[-1] - ranked[-2]) / entropy(factors)).mean())
+    codes, factors = checked(codes, factors)
+    gaps = []
+    for sample in range(samples):
+        z, v, _, _ = split(codes, factors, points, 0, (seed, sample))
+        ranked = np.sort(mutual_information(z, v, bins), axis=0)
+        gaps.append(((ranked[-1] - ranked[-2]) / entropy(v)).mean())
+    return float(np.mean(gaps))
 
 
 def modularity(codes, factors, seed=0, *, points=10_000, bins=20):
@@ -283,110 +275,75 @@ def modularity(codes, factors, seed=0, *, points=10_000, bins=20):
     return float(np.where(best > 0, 1 - others, 0).mean())
 
 
-# Mutual information as the decoder sees it: with the noise of q(z|x).
+# Metrics from interventions: factors are redrawn, others stay as they are.
 
 
-def latent_information(mu, logvar, factors, bins=200):
-    """I(z_j; v_k) in nats, (z, K), of a sampled latent z_j ~ q(z_j|x): 0 for a dead latent, at most its KL.
+def irs(codes, factors, seed=0, *, points=10_000, bins=20, quantile=0.99):
+    """Suter et al. (2019), Sec. 4, Interventional Robustness Score: does a latent depend on one factor alone?
 
-    mu, logvar: (N, z); factors: (N, K) of a random sample of images. p(z_j|v_k) is the mean of q(z_j|x) over images
-    with that v_k, in bins of equal width. 10,000 images of dSprites give it to within 0.02 nats. (MIG is defined with
-    another estimator, bins of the means, in which even a dead latent may seem informative.)
+    Of the images that share a value of factor k, the quantile of |z_j - their mean|, averaged over values and divided by
+    the largest |z_j - mean| of all points images, is 1 - R_jk. The score is the mean of max_k R_jk over latents, weighted
+    by that largest deviation. As in disentanglement_lib, factors are binned, and 0.99 stands for the paper's maximum.
     """
-    mu, logvar = (torch.as_tensor(array, dtype=torch.float64) for array in (mu, logvar))
-    factors = torch.as_tensor(factors)
-    std = (logvar / 2).exp().clip(1e-6)
-    information = torch.zeros(mu.shape[1], factors.shape[1])
-    for j in range(len(information)):
-        mean, sigma = mu[:, [j]], std[:, [j]]  # N, 1
-        edges = torch.linspace((mean - 3 * sigma).min(), (mean + 3 * sigma).max(), bins + 1).to(mean)
-        edges[0], edges[-1] = -math.inf, math.inf
-        q = torch.special.ndtr((edges - mean) / sigma).diff(dim=1)  # N, bins; each row sums to 1
-        information[j] = torch.stack([bin_information(q, v) for v in factors.T])
-    return np.clip(information.numpy(), 0, mean_kl(mu, logvar)[:, None])
-
-
-def bin_information(q, v):
-    """I(b; v) in nats of a bin b with probabilities q (N, bins) for each image and of its label v (N,).
-
-    The estimate from N images is too high by a term in 1/N; 2 I(all) - mean of I(each half) cancels it.
-    """
-    _, label = v.unique(return_inverse=True)
-    sums = torch.zeros(2, int(label.max()) + 1, q.shape[1]).to(q)  # halves, labels, bins
-    counts = torch.zeros(sums.shape[:2]).to(q)
-    for half in (0, 1):
-        sums[half].index_add_(0, label[half::2], q[half::2])
-        counts[half] = torch.bincount(label[half::2], minlength=counts.shape[1])
-
-    def information(sums, counts):  # H(b) - H(b|v)
-        q_v, p_v = sums / counts.clip(1)[:, None], counts / counts.sum()
-        return torch.special.entr(p_v @ q_v).sum() - p_v @ torch.special.entr(q_v).sum(dim=1)
-
-    return 2 * information(sums.sum(dim=0), counts.sum(dim=0)) - sum(map(information, sums, counts)) / 2
-
-
-def top_factor(information, names, kld):
-    """For each latent, the factor it is most informative about and that factor's share of its mutual information.
-
-    information: (z, K) nats, of latent_information; names: of the K factors; kld: (z,) nats.
-    Returns z pairs (name, share in [0, 1]), None for latents that are dead (KL of at most ACTIVE) or uninformative.
-    """
-    return [
-        (names[row.argmax()], float(row.max() / row.sum())) if kl > ACTIVE and row.sum() > 0 else None
-        for row, kl in zip(information, kld)
-    ]
-
-
-# Metrics without factors.
-
-
-def mean_kl(mu, logvar):
-    """KL(q(z_j|x) || N(0, 1)) of each latent in nats, (z,), averaged over the images (N, z)."""
-    mu, logvar = np.asarray(mu, dtype=np.float64), np.asarray(logvar, dtype=np.float64)
-    return 0.5 * (mu**2 + np.exp(logvar) - 1 - logvar).mean(axis=0)
-
-
-def active_latents(mu, logvar):
-    """Number of latents with a mean KL over ACTIVE nats."""
-    return int((mean_kl(mu, logvar) > ACTIVE).sum())
-
-
-def total_correlation(codes):
-    """KL(N(m, S) || N(m, diag S)) in nats, with m and S the mean and covariance of codes (Locatello et al., 2019).
-
-    Equals -1/2 log det of the correlation matrix. Constant latents are left out. Eigenvalues under 1e-6, about the
-    precision of float32, count as 1e-6: linearly dependent latents would make it infinite.
-    """
-    codes = np.asarray(codes, dtype=np.float64)
-    codes = codes[:, codes.std(axis=0) > 1e-7]
-    if codes.shape[1] < 2:
+    codes, factors, _, _ = split(*checked(codes, factors), points, 0, seed)
+    codes = codes[:, codes.std(axis=0) > 0]
+    if not codes.size:
         return 0.0
-    eigenvalues = np.linalg.eigvalsh(np.corrcoef(codes, rowvar=False))
-    return max(0.0, float(-0.5 * np.log(eigenvalues.clip(1e-6)).sum()))
+    largest = np.abs(codes - codes.mean(axis=0)).max(axis=0)  # z
+    R = np.empty((codes.shape[1], factors.shape[1]))  # z, K
+    for k, v in enumerate(factors.T):
+        group = np.digitize(v, np.linspace(v.min(), v.max(), bins + 1)[:-1])
+        alike = [codes[group == value] for value in np.unique(group)]
+        deviations = [np.quantile(np.abs(z - z.mean(axis=0)), quantile, axis=0) for z in alike]  # values, z
+        R[:, k] = 1 - np.mean(deviations, axis=0) / largest
+    return float(np.average(R.max(axis=1), weights=largest))
+
+
+def total_effect(codes, factors, seed=0, *, points=10_000):
+    """Compute the total-effect index of each factor on each latent, (z, K) (Sobol; Saltelli et al., 2010, Table 2, f).
+
+    T_jk = E[(z_j - z_j')^2] / (2 Var z_j), with z' the code of the same image but for factor k, which is drawn anew: the
+    share of the variance of z_j that is left when all factors but k are known. Rows add up to 1 for a sum of functions of
+    one factor each, and to more where factors act together. Constant latents get 0.
+    """
+    codes, sizes = checked_grid(codes, factors)
+    variance = codes.var(axis=0)[:, None]  # z, 1
+    rng = np.random.default_rng(seed)
+    rows, others = rng.integers(len(codes), size=(2, points))
+    changes = [codes[rows] - codes[share_factor(rows, others, k, sizes)] for k in range(len(sizes))]
+    return np.mean(np.square(changes), axis=1).T / (2 * np.where(variance > 0, variance, 1))  # z, K
 
 
 # All of them.
 
-METRICS = {  # name: function, settings that are not its defaults
-    "higgins_paper": (higgins, dict(exclude=(0,))),
+METRICS = {  # name: function, settings that are not its defaults; exclude names factors by their roles
+    "higgins_paper": (higgins, dict(exclude=("shape",))),
     "higgins": (higgins, {}),
     "factor_vae": (factor_vae, {}),
     "mig": (mig, {}),
     "dci": (dci, {}),
     "sap": (sap, {}),
     "modularity": (modularity, {}),
+    "irs": (irs, {}),
+    "total_effect": (total_effect, {}),
+}
+NEEDS = {  # what a score needs beyond codes and factors, or it is left out
+    "higgins_paper": ("full grid of factors", "role shape"),
+    "higgins": ("full grid of factors",),
+    "factor_vae": ("full grid of factors",),
+    "total_effect": ("full grid of factors",),
+    "position_effect": ("full grid of factors", "role x", "role y"),
+    "active_latents": ("logvar",),
 }
 
 
 def settings_of(level):
-    """Keyword arguments of each metric of a level.
+    """List the keyword arguments of each metric of a level.
 
     "full": as published. "fast": no DCI, and half the points for classifiers. MIG and modularity keep theirs, as their
     bias depends on it; yet on the coarser grid MIG is higher, as 20 bins separate 16 positions and 20 orientations.
     """
-    settings = {
-        name: {**(metric.__kwdefaults__ or {}), **changed} for name, (metric, changed) in METRICS.items()
-    }
+    settings = {name: {**(f.__kwdefaults__ or {}), **changed} for name, (f, changed) in METRICS.items()}
     if level == "fast":
         settings.pop("dci", None)
         for each in settings.values():
@@ -394,29 +351,50 @@ def settings_of(level):
     return settings
 
 
-def score(mu, logvar, factors, level="full", seed=0):
-    """Every metric of a level, {name: number}, and all settings under "settings".
+def score(mu, logvar, factors, level="full", seed=0, roles=()):
+    """Compute every metric of a level, {name: number}, with all settings under "settings".
 
-    mu, logvar: (N, z); factors: (N, K), a full grid in its order with shape as factor 0; level: "full" or "fast".
+    mu: (N, z); logvar: (N, z), or None for codes without; factors: (N, K); level: "full" or "fast"; roles: of the K
+    factors, such as ("shape", "scale", "rotation", "x", "y"). "total_effect" is a matrix, z rows of K: 0 for
+    latents with a KL under NAMED, whose means are next to constant.
     """
-    scores, settings = {}, settings_of(level)
+    codes, factors = checked(mu, factors)
+    known = {f"role {role}" for role in roles}
+    known |= {"full grid of factors"} if grid_sizes(factors) is not None else set()
+    known |= {"logvar"} if logvar is not None else set()
+    missing = {name: [need for need in needs if need not in known] for name, needs in NEEDS.items()}
+    settings = {name: each for name, each in settings_of(level).items() if not missing.get(name)}
+    scores = {}
     for name, arguments in progress(settings.items(), desc="metrics", unit="metric"):
-        value = METRICS[name][0](mu, factors, seed, **arguments)
+        if "exclude" in arguments:
+            arguments["exclude"] = tuple(roles.index(role) for role in arguments["exclude"])
+        value = METRICS[name][0](codes, factors, seed, **arguments)
         if isinstance(value, dict):
             scores |= {f"{name}_{part}": number for part, number in value.items()}
         else:
             scores[name] = value
-    scores |= dict(active_latents=active_latents(mu, logvar), total_correlation=total_correlation(mu))
-    sizes = grid_sizes(np.asarray(factors)).tolist()
-    about = dict(level=level, seed=seed, images=len(mu), factor_sizes=sizes)
-    about |= {**settings, "active_latents": dict(threshold=ACTIVE)}
+    kld = np.full(len(codes.T), np.inf) if logvar is None else mean_kl(mu, logvar)  # z
+    if logvar is not None:
+        scores["active_latents"] = int((kld > ACTIVE).sum())
+    if "total_effect" in scores:
+        effect = np.where(kld[:, None] < NAMED, 0, scores["total_effect"])
+        scores["total_effect"] = effect.tolist()
+        if not missing["position_effect"]:
+            scores["position_effect"] = position_effect(effect, roles)
+    scores["total_correlation"] = total_correlation(codes)
+    about = dict(level=level, seed=seed, images=len(codes), roles=list(roles), **settings)
+    about["factor_sizes"] = [len(np.unique(values)) for values in factors.T]
+    about["left_out"] = {name: needs for name, needs in missing.items() if needs}
+    about["thresholds"] = dict(active_latents=ACTIVE, total_effect=NAMED)  # nats of KL
     about |= dict(logistic_regression=LOGISTIC, linear_svm=SVM, boosted_trees=BOOSTING)
     return {**scores, "settings": about}
 
 
 def table(scores):
-    """Scores as text, one per line."""
+    """Write scores as text, one per line, and what was left out."""
     numbers = {name: value for name, value in scores.items() if isinstance(value, (int, float))}
     digits = {name: f"{value:.3f}" if isinstance(value, float) else value for name, value in numbers.items()}
     units = {"total_correlation": " nats"}
-    return "\n".join(f"{name:22}{text}{units.get(name, '')}" for name, text in digits.items())
+    lines = [f"{name:22}{text}{units.get(name, '')}" for name, text in digits.items()]
+    left_out = scores["settings"]["left_out"].items()
+    return "\n".join(lines + [f"{name:22}left out: no {', no '.join(needs)}" for name, needs in left_out])

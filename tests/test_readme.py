@@ -46,9 +46,10 @@ def program_and_flags(command):
         script = (ROOT / words[1]).read_text().replace("\\\n", " ")
         flags = re.search(r'"\$\{PROGRAM:-main\.py\}" (.*) "\$@"', script)[1]
         words = ["python", program, *shlex.split(flags), *words[2:]]
-    if words[1] == "-m":
-        words[1:3] = [words[2] if words[2] != "prepare" else "prepare.__main__"]
-    return words[1].removesuffix(".py"), words[2:]
+    if words[1] != "-m":
+        return words[1].removesuffix(".py").replace("/", "."), words[2:]
+    package = words[2] in ("evaluation", "prepare")
+    return f"{words[2]}.__main__" if package else words[2], words[3:]
 
 
 def test_every_command_in_the_texts_parses(capsys):

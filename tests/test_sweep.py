@@ -17,7 +17,6 @@ import pytest
 import sweep
 from helpers import ROOT, assert_same_run
 from run.checkpoint import read_checkpoint
-from run.lock import lock_run
 
 LONG = ["--max_iter", 160, "--save_step", 40, "--display_step", 160]  # some seconds
 
@@ -186,11 +185,12 @@ def test_a_run_is_finished_once_its_last_iteration_has_the_scores_asked_for(runs
 def test_a_run_that_fails_is_one_line_and_the_others_are_trained(runs, call):
     """One run has other settings; one is trained by this process."""
     runs.run("s_seed=1", "--max_iter", 8, "--lr", 5e-4, "--seed", 1)
-    with lock_run(runs.outputs("s_seed=2")):
-        out = call("--seed", "1-3", "--max_iter", 8, status=1).out
+    solver = runs.solver("s_seed=2", "--seed 2")
+    out = call("--seed", "1-3", "--max_iter", 8, status=1).out
+    solver.locked.close()
     lines = sorted(line for line in out.splitlines() if "failed" in line)
     assert "s_seed=1: failed, main.py: run s_seed=1 was made with other settings: lr" in lines[0]
-    assert f"is in use: pid {os.getpid()}" in lines[1] and len(lines) == 2
+    assert "another process is training s_seed=2" in lines[1] and len(lines) == 2
     assert "s_seed=3: finished" in out and "1 of 3 runs are finished; see " in out
 
 
