@@ -48,6 +48,7 @@ class DSprites:
     distribution = default_distribution("dsprites")
     factor_names = dsprites.FACTOR_NAMES
     factor_sizes = dsprites.FACTOR_SIZES
+    factor_roles = ("shape", "scale", "rotation", "x", "y")
     # The largest of each shape, upright, in the middle.
     seed_images = {
         shape: int(np.ravel_multi_index((i, 5, 0, 16, 16), dsprites.FACTOR_SIZES))

@@ -11,7 +11,7 @@ from evaluation.evaluator import Evaluator, read_image
 from model import MODELS, build_net
 from optimizers import make_optimizer
 from training.checkpoint import Checkpoints, load_noise, load_optimizer
-from training.log import Log, Window
+from training.log import Log, Window, read_log
 from training.machine import keep_freed_memory, machine, set_up_device
 from training.run import RunFolder, StopSignals
 from utils import UserError, first_line, progress, show_traceback, stream_seed
@@ -160,12 +160,15 @@ class Solver:
     def draw(self):
         """Writes the pictures of this iteration. Uses none of training's random numbers, so it does not affect training."""
         folder = self.outputs / str(self.iter)
-        top_factor = self.evaluator.draw(folder, self.window.latent_kld())
-        if (log := self.log.path).exists():
+        latents = self.evaluator.describe(self.window.latent_kld())
+        self.evaluator.draw(folder, latents)
+        if (path := self.log.path).exists():
+            log = read_log(path)
             figures.curves(log, self.outputs / "curves.png")
-            figures.capacity(log, top_factor, self.outputs / "capacity.png", self.iter)
+            figures.capacity(log, latents, self.outputs / "capacity.png", self.iter)
         if self.iter >= self.args.max_iter or not self.args.train:
-            self.evaluator.write_page(folder / "explore.html", self.args.viz_name, self.window.latent_kld())
+            title = f"{self.args.viz_name}, iteration {self.iter:,}"
+            self.evaluator.write_page(folder / "explore.html", title, latents)
         tqdm.write(f"pictures in {folder}")
         self.dashboard.update(self.iter)
 
@@ -174,14 +177,15 @@ class Solver:
         args, folder = self.args, self.outputs / str(self.iter)
         if args.metrics != "none":
             about = {"iter": self.iter, **self.machine}
-            self.evaluator.score(args.metrics, folder, about, self.window.latent_kld(), draw=args.save_output)
+            latents = self.evaluator.describe(self.window.latent_kld())
+            self.evaluator.score(args.metrics, folder, about, latents, draw=args.save_output)
             self.dashboard.update(self.iter)
         if args.save_output and not args.train:
             self.draw()
         if args.encode:
             self.evaluator.encode(args.encode)
         if args.image:
-            self.evaluator.draw_files(args.image, folder, self.window.latent_kld())
+            self.evaluator.draw_files(args.image, folder, self.evaluator.describe(self.window.latent_kld()))
 
     # Checkpoints.
 

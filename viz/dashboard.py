@@ -31,7 +31,6 @@ from tqdm import tqdm
 from training.log import read_log
 from utils import Parser, UserError, count, regular, run_cli
 from viz.figures import CURVES, read_curves
-from viz.pictures import not_shown
 
 INTERVAL = 5  # seconds between two sendings
 TIMEOUT = (2, 10)  # seconds to connect, and to wait for an answer
@@ -68,7 +67,7 @@ def curves(log):
     """The windows of log.csv, {column: values}: one for each of CURVES. What is not finite is a gap."""
     if not log["iter"]:
         return
-    lines, kld = read_curves(log)
+    lines, latents = read_curves(log)
     for win, (title, unit, _) in CURVES.items():
         data = []
         for name, y in lines[win].items():
@@ -79,7 +78,7 @@ def curves(log):
             y = [value if math.isfinite(value) else None for value in y]  # JSON has no infinity
             mode = "lines+markers" if len(y) < 50 else "lines"
             data.append(dict(type="scatter", name=name, x=log["iter"], y=y, line=style, mode=mode))
-        xlabel = f"iterations      {'' if win == 'recon' else not_shown(kld)}".strip()
+        xlabel = f"iterations      {'' if win == 'recon' else latents.not_shown()}".strip()
         layout = dict(xaxis=dict(title=xlabel), yaxis=dict(title=unit), margin=dict(l=60, r=10, t=35, b=45))
         layout |= dict(title=dict(text=title, x=0.02, font=dict(size=15)), showlegend=True)
         yield window(win, title, data) | dict(layout=layout)

@@ -11,12 +11,16 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from utils import ACTIVE, UserError, atomic_file
+from utils import UserError, atomic_file
+from viz.latents import SHOWN
 from viz.pictures import picture
 
 
-def to_layers(decoder):
-    """The decoder's layers for the page, which keeps images as (row, column, channel); UserError for an unknown layer."""
+def to_layers(decoder, z):
+    """The decoder's layers for the page, which keeps images as (row, column, channel); UserError for an unknown layer.
+
+    z: a code (1, z_dim). flat: whether a layer's input is a vector, for the page an image of one pixel.
+    """
     layers, flat = [], True
     for module in decoder if isinstance(decoder, nn.Sequential) else [decoder]:
         match module:
@@ -27,6 +31,17 @@ def to_layers(decoder):
                 for name in ("weight", "bias"):  # from C, H, W to H, W, C
                     linear[name] = linear[name].unflatten(-1, size).movedim(-3, -1)
                 flat = False
+            case nn.Module() if (
+                type(module).__name__ == "Broadcast" and not layers
+            ):  # z, then the coordinates of each place
+                places = module(z)[0, z.shape[1] :]  # 2, 8, 8
+                layers.append(dict(places=places.movedim(0, -1)))
+                flat = False
+            case nn.Conv2d(
+                bias=torch.Tensor(), groups=1, kernel_size=(1, 1), stride=(1, 1), padding=(0, 0)
+            ) if not flat:
+                weight = module.weight.permute(1, 2, 3, 0)  # in, 1, 1, out
+                layers.append(dict(k=1, stride=1, padding=0, weight=weight, bias=module.bias))
             case nn.ConvTranspose2d(
                 bias=torch.Tensor(), groups=1, dilation=(1, 1), output_padding=(0, 0)
             ) if not flat:
@@ -49,20 +64,20 @@ def encode(weights):
     return base64.b64encode(half.contiguous().numpy()).decode()
 
 
-def write_page(path, net, images, mu, kld, names=None, title="beta-VAE"):
+def write_page(path, net, images, mu, latents, title="beta-VAE"):
     """Write the page of net's decoder to path: 0.7 MB for BetaVAE_B, with weights in float16.
 
-    images: (S, C, H, W) in [0, 1] to start from; mu: their posterior means, (S, z_dim); kld: KL of each latent, z_dim nats;
-    names: z_dim texts or None, the factor each latent is most informative about. UserError if the page cannot run net.
+    images: (S, C, H, W) in [0, 1] to start from; mu: their posterior means, (S, z_dim); latents: a latents.Latents; title: of
+    which run and iteration. UserError if the page cannot run net.
     """
-    kld, names = [float(nats) for nats in kld], names or [""] * len(kld)
-    names = [name if nats > ACTIVE else "" for name, nats in zip(names, kld)]
     seeds = []
     for image, mean in zip(images.cpu(), mu.tolist()):
         picture(image).save(png := io.BytesIO(), format="PNG")
         seeds.append({"png": base64.b64encode(png.getvalue()).decode(), "mu": mean})
-    model = dict(title=title, channels=images.shape[1], active=ACTIVE, kld=kld, names=names, seeds=seeds)
-    model["layers"] = to_layers(net.decoder)
+    kld, names = list(map(float, latents.kld)), [latents.factor(j) for j in range(len(latents.kld))]
+    model = dict(title=title, channels=images.shape[1], kld=kld, names=names, seeds=seeds)
+    model |= dict(order=latents.shown(), shown=SHOWN, pair=latents.plane())
+    model["layers"] = to_layers(net.decoder, mu[:1])
     text = json.dumps(model, default=encode, allow_nan=False).replace("<", "\\u003c")
     page = Path(__file__).with_suffix(".html").read_text(encoding="utf-8")
     with atomic_file(path) as file:
