@@ -56,9 +56,7 @@ class Evaluator:
 
         With known factors from 10,000 images, the same for every model, in about 2 s; else from 1,000.
         """
-        names, sizes = self.data.factor_names, self.data.factor_sizes
-        if not sizes and kld:
-            return Latents(list(kld))
+        sizes = self.data.factor_sizes
         indices = torch.linspace(0, len(self.data) - 1, 1000).long()
         if sizes:
             indices, factors = metrics.fixed_sample(sizes)  # N and N, K
@@ -69,10 +67,11 @@ class Evaluator:
             return Latents(kld)
         information = metrics.latent_information(mu, logvar, factors)  # z_dim, K
         covariance = (mu - mu.mean(dim=0)).numpy().T @ (factors - factors.mean(axis=0))  # z_dim, K
-        directed = [role in ("x", "y", "scale") for role in self.roles] or [False] * len(sizes)
+        directed = {k for k, role in enumerate(self.roles) if role in ("x", "y", "scale")}
         best = information.argmax(axis=1)  # z_dim
-        signs = [-1 if directed[k] and row[k] < 0 else 1 for k, row in zip(best, covariance)]
-        return Latents(kld, metrics.top_factor(information, names, measured), information, signs)
+        signs = [-1 if k in directed and row[k] < 0 else 1 for k, row in zip(best, covariance)]
+        top_factor = metrics.top_factor(information, self.data.factor_names, measured)
+        return Latents(kld, top_factor, information, signs)
 
     @torch.no_grad()
     def draw(self, folder, latents):
@@ -114,15 +113,15 @@ class Evaluator:
         """
         if not {"shape", "rotation"} <= set(self.roles):
             return {}
-        axes = {"shape": slice(None), "rotation": slice(None), "scale": -1}
-        middle = [axes.get(role, size // 2) for role, size in zip(self.roles, self.data.factor_sizes)]
-        grid = np.arange(len(self.data)).reshape(self.data.factor_sizes)[
-            tuple(middle)
-        ]  # the two in their order
-        if self.roles.index("rotation") < self.roles.index("shape"):
-            grid = grid.T
-        mu, _ = metrics.encode_all(self.net, self.data, grid.ravel())
-        return dict(zip(self.shapes(), mu.view(*grid.shape, -1)))
+
+        def values(role, size):
+            all_of = {"shape": np.arange(size)[:, None], "rotation": np.arange(size)}
+            return all_of.get(role, size - 1 if role == "scale" else size // 2)
+
+        grid = np.broadcast_arrays(*map(values, self.roles, self.data.factor_sizes))
+        indices = np.ravel_multi_index(grid, self.data.factor_sizes)  # shapes, rotations
+        mu, _ = metrics.encode_all(self.net, self.data, indices.ravel())
+        return dict(zip(self.shapes(), mu.view(*indices.shape, -1)))
 
     @torch.no_grad()
     def draw_files(self, files, folder, latents):
@@ -130,21 +129,17 @@ class Evaluator:
 
         Each image is squeezed to the network's size; UserError names one that cannot be read.
         """
-        folder, names = Path(folder), []
         x = torch.stack([read_image(file, self.data.channels, self.size) for file in files])  # B, C, H, W
+        folder, x = Path(folder), x.to(self.random_z.device)
         folder.mkdir(parents=True, exist_ok=True)
-        for number, page in enumerate(x.to(self.random_z.device).split(PAGE), 1):
-            mu, _ = self.net.encode(page)
-            names.append(f"reconstruction_files{'' if number == 1 else f'_{number}'}.png")
-            pictures.reconstruction(page, self.net.decode(mu), folder / names[-1])
-            if number == 1:
-                seeds = {f"image {i}": image for i, image in enumerate(page[:MOST_TRAVERSED], 1)}
-                self.draw_traversals(seeds, mu[:MOST_TRAVERSED], latents, folder / "traverse_files.png")
-        few = f" of the first {MOST_TRAVERSED} alone" if len(x) > MOST_TRAVERSED else ""
-        pages = " to ".join(dict.fromkeys([names[0], names[-1]]))
-        print(
-            f"{len(x)} images in {folder}: {pages}; traversals{few}: traverse_files.png and .gif", flush=True
-        )
+        for number, page in enumerate(x.split(PAGE), 1):
+            name = "reconstruction_files" + f"_{number}" * (number > 1)
+            pictures.reconstruction(page, self.net.decode(self.net.encode(page)[0]), folder / f"{name}.png")
+        seeds = {f"image {i}": image for i, image in enumerate(x[:MOST_TRAVERSED], 1)}
+        mu, _ = self.net.encode(x[:MOST_TRAVERSED])
+        self.draw_traversals(seeds, mu, latents, folder / "traverse_files.png")
+        what = f"reconstructions of all {len(x)} images, traversals of the first {len(seeds)}"
+        print(f"{folder}: {what}", flush=True)
 
     @torch.no_grad()
     def write_page(self, path, title, latents):
@@ -181,10 +176,8 @@ class Evaluator:
         if draw:
             entropy = np.log(self.data.factor_sizes)
             figures.mutual_information(entropy, names, latents, path.with_name("mutual_information.png"))
-            if "total_effect" in scores:
-                figures.total_effect(
-                    scores["total_effect"], names, latents, path.with_name("total_effect.png")
-                )
+            if effect := scores.get("total_effect"):
+                figures.total_effect(effect, names, latents, path.with_name("total_effect.png"))
         if draw and figures.ROLES <= set(self.roles):
             grid = mu.numpy().reshape(*metrics.grid_sizes(factors), -1)  # 3, 6, 40, 32, 32, z_dim on dSprites
             to = path.with_name("latent_response.png")

@@ -60,20 +60,18 @@ def latent_response(codes, roles, shapes, latents, path):
     """
     order = latents.shown()
     position = mean_over(codes, roles, "y", "x")  # y, x, z_dim: a row of the map is a y, from top to bottom
-    curves = {
-        "scale": (mean_over(codes, roles, "shape", "scale"), ["small", "large"]),  # shapes, values, z_dim
-        "rotation": (mean_over(codes, roles, "shape", "rotation"), ["0", "360\u00b0"]),
-    }
-    most = 1.1 * max(
-        abs(part[..., order]).max() for part in (position, *(means for means, _ in curves.values()))
-    )
+    scale, rotation = (
+        mean_over(codes, roles, "shape", role) for role in ("scale", "rotation")
+    )  # shapes, values, z_dim
+    most = 1.1 * max(abs(part[..., order]).max() for part in (position, scale, rotation))
+    rows = {"scale": (scale, ["small", "large"]), "rotation": (rotation, ["0", "360\u00b0"])}
     with figure(path, 2.2 + len(order), 5, latents.not_shown()) as drawn:
         panels = drawn.subplots(3, len(order), squeeze=False, height_ratios=[1.3, 1, 1])
         for (heat, *below), j in zip(panels.T, order):
             heat.set_title(latents.label(j).replace("  ", "\n"), fontsize=10)
             mesh = heat.imshow(position[..., j], cmap="RdBu_r", vmin=-most, vmax=most)
             heat.set(xticks=[], yticks=[], xlabel="x \u2192")
-            for axes, (name, (means, ends)) in zip(below, curves.items()):
+            for axes, (name, (means, ends)) in zip(below, rows.items()):
                 for shape, line, mean in zip(shapes, SHAPE_COLORS, means[..., j]):
                     axes.plot(np.linspace(0, 1, len(mean)), mean, color=line, label=shape)
                 axes.axhline(0, color="lightgrey", linewidth=0.8, zorder=0)
@@ -134,9 +132,9 @@ def plane(images, turns, seed, pair, latents, path):
     with figure(path, 8, 8.7 if turns else 8) as drawn:
         axes = drawn.subplots()
         brightness = 0.6 if turns else 1  # lines stand out on grey
-        axes.imshow(page.expand(-1, -1, 3) * brightness, extent=(-end, end, -end, end))
+        axes.imshow((page.expand(-1, -1, 3) * brightness).numpy(), extent=(-end, end, -end, end))
         for (shape, codes), line in zip(turns.items(), SHAPE_COLORS):
-            x, y = codes[:, pair[0]], codes[:, pair[1]]
+            x, y = codes[:, list(pair)].T.numpy()
             axes.plot(x, y, ".-", color=line, label=shape)
             axes.plot(x[0], y[0], "o", color=line, markeredgecolor="white", markersize=10)
         axes.set(xlim=(-reach, reach), ylim=(-reach, reach), xticks=range(-3, 4), yticks=range(-3, 4))
@@ -144,7 +142,7 @@ def plane(images, turns, seed, pair, latents, path):
         axes.set_title(f"The plane of two latents, decoded; all others as in the input: {seed}", loc="left")
         if turns:
             title = (
-                "Codes of each shape that turns once round, the largest in the middle (large dot: not turned)"
+                "Codes of each shape turning once round, the largest in the middle (large dot: not turned)"
             )
             drawn.legend(loc="outside lower center", ncols=len(turns), title=title, frameon=False)
 
@@ -263,24 +261,21 @@ def study(values, path):
     """
     settings = list(next(iter(values.values())))
     columns = min(len(values), 4 if len(settings) <= 6 else 2)
-    rows = math.ceil(len(values) / columns)
-    width = max(2.6, 0.6 + 0.45 * len(settings))
+    rows, width = math.ceil(len(values) / columns), max(2.6, 0.6 + 0.45 * len(settings))
     foot = "A dot is a seed, a line the median of its setting."
     with figure(path, columns * width, 2.6 * rows + 0.4, foot) as drawn:
         panels = list(drawn.subplots(rows, columns, squeeze=False).flat)
         for axes in panels[len(values) :]:
             axes.set_axis_off()
         for axes, (metric, runs) in zip(panels, values.items()):
-            for place, setting in enumerate(settings):
-                points = runs[setting]
+            for place, points in enumerate(runs.values()):
                 x = place + 0.5 * (np.arange(len(points)) + 0.5) / len(points) - 0.25
                 axes.plot(x, points, "o", color="C0", alpha=0.6, markeredgewidth=0)
                 axes.hlines(np.median(points), place - 0.32, place + 0.32, color="black", linewidth=1.5)
             axes.set_title(f"{metric} ({UNITS[metric]})" if metric in UNITS else metric, fontsize=10)
             below = metric in list(values)[-columns:]  # no panel stands below
-            axes.set_xticks(
-                range(len(settings)), settings if below else [], rotation=90 * (len(settings) > 3)
-            )
+            names = settings if below else []
+            axes.set_xticks(range(len(settings)), names, rotation=90 * (len(settings) > 3))
             axes.set_xlim(-0.6, len(settings) - 0.4)
             axes.margins(y=0.12)
             if all(isinstance(value, int) for points in runs.values() for value in points):
