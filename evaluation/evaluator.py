@@ -135,7 +135,7 @@ class Evaluator:
         for number, page in enumerate(x.split(PAGE), 1):
             name = "reconstruction_files" + f"_{number}" * (number > 1)
             pictures.reconstruction(page, self.net.decode(self.net.encode(page)[0]), folder / f"{name}.png")
-        seeds = {f"image {i}": image for i, image in enumerate(x[:MOST_TRAVERSED], 1)}
+        seeds = {f"file {i}": image for i, image in enumerate(x[:MOST_TRAVERSED], 1)}
         mu, _ = self.net.encode(x[:MOST_TRAVERSED])
         self.draw_traversals(seeds, mu, latents, folder / "traverse_files.png")
         what = f"reconstructions of all {len(x)} images, traversals of the first {len(seeds)}"

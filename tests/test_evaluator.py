@@ -206,15 +206,6 @@ def test_codes_are_written_in_order_with_the_factors_of_each_image(oracle, tmp_p
     assert sorted(np.load(tmp_path / "codes.npz")) == ["logvar", "mu"]
 
 
-def test_an_image_of_the_user_is_resized_to_what_the_network_takes(tmp_path):
-    image = np.zeros((128, 128, 3), np.uint8)
-    image[:16, 32:48] = 255  # a square of side 8 at x = 2, once it is halved
-    Image.fromarray(image).save(tmp_path / "a.png")
-    x = evaluator.read_image(tmp_path / "a.png", 3, 64)
-    assert x.shape == (3, 64, 64) and x.dtype == torch.float32
-    assert x[:, :7, 17:23].min() == 1 and x[:, 12:].max() == 0
-
-
 @pytest.mark.parametrize("make", [lambda path: None, lambda path: path.write_text("no image")])
 def test_an_image_that_cannot_be_read_is_named_and_nothing_is_written(oracle, tmp_path, make):
     make(tmp_path / "bad.png")
@@ -233,7 +224,7 @@ def test_of_many_images_all_are_reconstructed_on_pages_and_the_first_five_traver
     Image.new("L", (64, 64), "white").save(tmp_path / "a.png")
     oracle.draw_files([tmp_path / "a.png"] * 43, tmp_path / "out", Latents([1.0, 1.0, 0.0]))
     assert pages == [("reconstruction_files.png", 40), ("reconstruction_files_2.png", 3)]
-    assert list(drawn["traversals"][1]) == [f"image {i}" for i in (1, 2, 3, 4, 5)]
+    assert list(drawn["traversals"][1]) == [f"file {i}" for i in (1, 2, 3, 4, 5)]
     (line,) = capsys.readouterr().out.splitlines()
     assert "all 43 images" in line and "the first 5" in line
 

@@ -192,15 +192,16 @@ def test_the_pad_is_moved_by_mouse_touch_and_arrow_keys(tmp_path, view):
     page.execute_script("arguments[0].scrollIntoView()", pad)
     unit = pad.size["width"] / 7  # pixels
     mouse = ActionChains(page, duration=50).move_to_element(pad).click_and_hold()
-    mouse.move_by_offset(round(2 * unit), round(-unit)).perform()  # right and up
+    mouse.move_by_offset(round(2 * unit), round(-unit)).release().perform()  # right and up
     view.until("Math.abs(z[7] - 2) < 0.05 && !frame")
     assert view.pair() == pytest.approx([2, 1], abs=0.05)
     others = [j for j in range(10) if j not in (7, 0)]
     assert [view.state()[j] for j in others] == pytest.approx(mu[0, others].tolist(), abs=6e-4)
     shown = page.execute_script("return [...find('#image').getContext('2d').getImageData(0, 0, 64, 64).data]")
     assert abs(pixels(shown) - decoded(net, [view.state()])[0]).max() < 2
-    mouse = ActionChains(page, duration=50).move_by_offset(round(3 * unit), 0)  # beyond the border
-    mouse.release().move_by_offset(-50, 50).perform()  # let go
+    mouse = ActionChains(page, duration=50).move_to_element(pad).click_and_hold()
+    mouse.move_by_offset(round(4 * unit), round(-unit))  # beyond the border
+    mouse.release().move_to_element(pad).perform()  # let go
     view.until("z[7] === 3 && !frame")
     assert view.pair() == pytest.approx([3, 1], abs=0.05)
 
@@ -215,6 +216,15 @@ def test_the_pad_is_moved_by_mouse_touch_and_arrow_keys(tmp_path, view):
     before = view.pair()
     pad.send_keys("\ue014\ue014\ue013")  # right, right, up
     assert view.pair() == pytest.approx([before[0] + 0.2, before[1] + 0.1], abs=1e-3)
+
+
+@pytest.mark.browser
+def test_a_page_of_a_single_latent_has_no_pad_and_without_factors_explains_no_names(tmp_path, view):
+    net = Net(nn.Linear(1, 64), nn.Unflatten(1, (1, 8, 8)))
+    explore.write_page(tmp_path / "a.html", net, torch.rand(1, 1, 8, 8), torch.zeros(1, 1), Latents([0.5]))
+    page = view(tmp_path / "a.html")
+    shown = "return ['#plane', '#names', 'details', '#image'].map(s => find(s).checkVisibility())"
+    assert page.execute_script(shown) == [False, False, False, True]
 
 
 # Where to start from.

@@ -1,9 +1,6 @@
 """Pictures: that they show what they say."""
 
 import math
-import os
-import subprocess
-import sys
 from functools import partial
 
 import numpy as np
@@ -11,7 +8,6 @@ import pytest
 import torch
 from PIL import Image, ImageSequence
 
-from conftest import ROOT
 from viz import figures, pictures
 from viz.latents import Latents, color, vectors
 
@@ -308,16 +304,3 @@ def test_runs_and_published_results_stand_in_one_plane_of_kl_and_reconstruction(
     assert [list(line.get_xdata()) for line in axes.get_lines()] == [[1, 2, 3], [2]]
     assert [text.get_text() for text in axes.texts] == ["theirs"] and axes.texts[0].xy == (2, 25)
     assert axes.get_xlabel().startswith("KL") and axes.get_ylabel().startswith("reconstruction loss")
-
-
-@pytest.mark.slow
-def test_pictures_are_the_same_bytes_whatever_the_environment_says_of_matplotlib(tmp_path):
-    draw = "import sys; from pathlib import Path; from viz import figures; "
-    draw += "figures.study({'mig': {'a': [0.1]}}, Path(sys.argv[1]))"
-    (tmp_path / "matplotlibrc").write_text("text.usetex: True\nfigure.facecolor: red\n")
-    drawn = set()
-    command = [sys.executable, "-c", draw, tmp_path / "a.png"]
-    for env in ({}, {"MPLBACKEND": "module://none", "MATPLOTLIBRC": str(tmp_path / "matplotlibrc")}):
-        subprocess.run(command, cwd=ROOT, env={**os.environ, **env}, check=True)
-        drawn.add((tmp_path / "a.png").read_bytes())
-    assert len(drawn) == 1

@@ -87,7 +87,8 @@ def traversals(images, seeds, recon, latents, path):
     if None in seeds.values():
         foot.append("random: instead of an input's code, one drawn from the prior N(0, 1).")
     tile = max(64, min(1600 // (len(steps) * len(seeds)), 102))
-    save(path, grid(rows, foot_of(latents, *foot), tile, columns=len(steps)).save)
+    font = min(tile * 3 // 8, 30)  # a word is as wide as a tile
+    save(path, grid(rows, foot_of(latents, *foot), tile, font=font, columns=len(steps)).save)
 
 
 def factors(decode, z, latents, path, most=5):
