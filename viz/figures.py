@@ -9,9 +9,8 @@ import numpy as np
 from viz.latents import Latents, color, vectors
 from viz.pictures import crop, dark_margin, save
 
-SHAPE_COLORS = (
-    "tab:red tab:green tab:blue tab:orange tab:purple".split()
-)  # the first three: Higgins et al., Fig. 7
+# The first three as in Higgins et al. (2017), Fig. 7
+SHAPE_COLORS = "tab:red tab:green tab:blue tab:orange tab:purple".split()
 ROLES = {"shape", "scale", "rotation", "x", "y"}  # of the factors that latent_response needs
 NATS = "nats per image"
 UNITS = {"recon_loss": NATS, "total_kld": NATS, "total_correlation": "nats"}  # scores have none
@@ -60,9 +59,8 @@ def latent_response(codes, roles, shapes, latents, path):
     """
     order = latents.shown()
     position = mean_over(codes, roles, "y", "x")  # y, x, z_dim: a row of the map is a y, from top to bottom
-    scale, rotation = (
-        mean_over(codes, roles, "shape", role) for role in ("scale", "rotation")
-    )  # shapes, values, z_dim
+    scale = mean_over(codes, roles, "shape", "scale")  # shapes, values, z_dim
+    rotation = mean_over(codes, roles, "shape", "rotation")
     most = 1.1 * max(abs(part[..., order]).max() for part in (position, scale, rotation))
     rows = {"scale": (scale, ["small", "large"]), "rotation": (rotation, ["0", "360\u00b0"])}
     with figure(path, 2.2 + len(order), 5, latents.not_shown()) as drawn:

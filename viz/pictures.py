@@ -66,25 +66,19 @@ def traversals(images, seeds, recon, latents, path):
     """
     steps = {1: range(0, 19, 2), 2: range(0, 19, 3)}.get(len(seeds), range(3, 16, 3))
     inputs = [x.cpu() for x in seeds.values() if x is not None]
-    margin, middle = dark_margin([images[:, :, steps], recon, *inputs]), len(steps) // 2
+    margin, before = dark_margin([images[:, :, steps], recon, *inputs]), len(steps) // 2 - 1
     head, above = [""], [""]
     for (name, x), decoded in zip(seeds.items(), recon):
-        block = [None] * len(steps)
-        block[middle - 1 : middle + 2] = [
-            name,
-            x if x is None else crop(x.cpu(), margin),
-            crop(decoded, margin),
-        ]
-        head += block
-        block = [None] * len(steps)
-        block[middle : middle + 2] = ["" if x is None else "input", "decoded" if x is None else "recon"]
-        above += block
+        cells = [name, None if x is None else crop(x.cpu(), margin), crop(decoded, margin)]
+        words = ["", "", "decoded"] if x is None else ["", "input", "recon"]
+        for row, middle in ((head, cells), (above, words)):
+            row += [None] * before + middle + [None] * (len(steps) - before - 3)
     rows = [above, head, ["latent at", *[TICKS[step] for step in steps] * len(seeds)]]
     for row, j in enumerate(latents.shown()):
         name = latents.label(j, sign=latents.sign(j))
         rows.append([name, *crop(images[:, row, steps], margin).flatten(0, 1)])
     foot = ["Each row sets one latent to these values and keeps the others at the mean of q(z|input)."]
-    if None in seeds.values():
+    if len(inputs) < len(seeds):
         foot.append("random: instead of an input's code, one drawn from the prior N(0, 1).")
     tile = max(64, min(1600 // (len(steps) * len(seeds)), 102))
     font = min(tile * 3 // 8, 30)  # a word is as wide as a tile
@@ -104,7 +98,7 @@ def factors(decode, z, latents, path, most=5):
             name = latents.label(j, sign=latents.sign(j)) if s == len(z) // 2 else ""
             rows.append([name, *images[s, i]])
     foot = (
-        f"Each block changes one latent in {len(z)} images. One that codes one factor does the same in all."
+        f"Each block changes one latent in {len(z)} images. If it codes one factor, it does the same in all."
     )
     save(path, grid(rows, foot_of(latents, foot), tile=96, together=len(z)).save)
 
