@@ -13,7 +13,7 @@ from objectives import OBJECTIVES, learning_rate
 from optimizers import OPTIMIZERS
 from run.checkpoint import Checkpoints, load_noise, load_optimizers, read_checkpoint
 from run.folder import RunFolder
-from run.log import Log, Window
+from run.log import Log, Window, read_log
 from run.machine import keep_freed_memory, machine, set_up_device
 from utils import StopSignal, UserError, bind, first_line, handle_signals, progress, stream_seed
 from viz import figures
@@ -146,18 +146,21 @@ class Solver:
         if self.args.save_output:
             self.draw()
 
-    def draw(self):
+    def describe(self):
+        return self.evaluator.describe(self.window.latent_kld())
+
+    def draw(self, latents=None):
         """Write the pictures of this iteration. Uses none of training's random numbers, so it does not affect training."""
+        folder, log = self.outputs / str(self.iter), self.log.path
         try:
-            folder = self.outputs / str(self.iter)
-            top_factor = self.evaluator.draw(folder, self.window.latent_kld())
-            if self.log.path.exists():
-                figures.curves(self.log.path, self.outputs / "curves.png")
-                figures.capacity(self.log.path, top_factor, self.outputs / "capacity.png", self.iter)
+            latents = latents or self.describe()
+            self.evaluator.draw(folder, latents)
+            if log.exists():
+                figures.curves(read_log(log), self.outputs / "curves.png")
+                figures.capacity(read_log(log), latents, self.outputs / "capacity.png", self.iter)
             if self.iter >= self.args.max_iter or not self.args.train:
-                self.evaluator.write_page(
-                    folder / "explore.html", self.args.viz_name, self.window.latent_kld()
-                )
+                title = f"{self.args.viz_name}, iteration {self.iter:,}"
+                self.evaluator.write_page(folder / "explore.html", title, latents)
             tqdm.write(f"pictures in {folder}")
         except Exception as error:
             if not isinstance(error, UserError):
@@ -168,16 +171,18 @@ class Solver:
     def evaluate(self):
         """Score the model according to --metrics, and draw its pictures."""
         args, folder = self.args, self.outputs / str(self.iter)
-        if args.metrics != "none":
+        scored, drawn = args.metrics != "none", args.save_output and not args.train
+        latents = self.describe() if scored or drawn or args.image else None
+        if scored:
             about = {"iter": self.iter, **self.machine}
-            self.evaluator.score(args.metrics, folder, about, self.window.latent_kld(), draw=args.save_output)
+            self.evaluator.score(args.metrics, folder, about, latents, draw=args.save_output)
             self.dashboard.update(self.iter)
-        if args.save_output and not args.train:
-            self.draw()
+        if drawn:
+            self.draw(latents)
         if args.encode:
             self.evaluator.encode(args.encode)
         if args.image:
-            self.evaluator.draw_files(args.image, folder, self.window.latent_kld())
+            self.evaluator.draw_files(args.image, folder, latents)
 
     # Checkpoints.
 

@@ -20,6 +20,7 @@ from tqdm import tqdm
 # Ctrl-C, kill, terminal closed, SLURM's and submitit's warnings, limit of CPU time
 ENDING = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")
 ACTIVE = 0.01  # nats of KL above which a latent counts as active
+SHOWN = 0.1  # nats of KL above which it is shown, named after a factor, and its total effect counts
 
 
 class UserError(Exception):

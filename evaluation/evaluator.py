@@ -1,8 +1,9 @@
 """Scores, pictures and codes of a trained model, for training and for notebooks.
 
     evaluator = Evaluator(net, data)          # data: see dataset.return_data
-    evaluator.draw("pictures")                # traversals and reconstructions
-    evaluator.score("full", "pictures")       # every metric, in pictures/metrics.json
+    latents = evaluator.describe()            # the KL of each latent, and the factor it codes
+    evaluator.draw("pictures", latents)       # traversals, reconstructions, a plane of two latents
+    evaluator.score("full", "pictures", {}, latents)  # every metric, in pictures/metrics.json
 
 Random draws come from the evaluator's own generators, so looking at a model never changes its training.
 """
@@ -17,18 +18,23 @@ from evaluation import metrics
 from prepare import images
 from utils import UserError, atomic_file, stream_seed
 from viz import explore, figures, pictures
+from viz.latents import Latents
+
+MOST_TRAVERSED = 5  # of the user's own images
+PAGE = 40  # reconstructions of those on a page
 
 
 class Evaluator:
     """Evaluates net on the images of data; net may be trained further between calls.
 
     net: encode(x) -> mu, logvar and decode(z) -> logits; seed: chooses the images and the random code of pictures.
-    Methods that draw take kld, the KL of each latent in nats, which orders and labels latents; default: measured.
+    Methods that draw take latents, as describe() returns them. Folders are made if need be.
     """
 
     @torch.no_grad()
     def __init__(self, net, data, seed=1):
         self.net, self.data = net, data
+        self.roles = getattr(data, "factor_roles", None) or ()
         generator = torch.Generator().manual_seed(stream_seed(seed, "pictures"))
         indices = torch.randint(len(data), (21,), generator=generator)
         self.seed_images = data.seed_images or {"image": int(indices[0])}
@@ -49,117 +55,145 @@ class Evaluator:
         if len(self.random_z) < 2:
             raise UserError("scores need at least 2 latents: use more, or omit the metrics")
 
-    def quick_information(self):
-        """KL of each latent, (z_dim,), and its mutual information with each factor, (z_dim, K), in nats. Takes about 2 s.
+    def describe(self, kld=None):
+        """Find the Latents that pictures and scores share; kld: KL of each latent in nats, measured if it is not given.
 
-        From 10,000 images, the same for every model. Without known factors: the KL from 1,000 images, and None.
+        With known factors from 10,000 images, the same for every model, in about 2 s; else from 1,000.
         """
-        if not self.data.factor_sizes:
-            indices = torch.linspace(0, len(self.data) - 1, 1000).long()
-            return metrics.mean_kl(*metrics.encode_all(self.net, self.data, indices)), None
-        indices, factors = metrics.fixed_sample(self.data.factor_sizes)
-        mu, logvar = metrics.encode_all(self.net, self.data, indices)
-        return metrics.mean_kl(mu, logvar), metrics.latent_information(mu, logvar, factors)
-
-    def name_latents(self, kld=None):
-        """KL of each latent, kld if given, and its metrics.top_factor; None for the latter without known factors."""
-        if kld is not None and not self.data.factor_sizes:
-            return kld, None
-        measured, information = self.quick_information()
-        kld = measured.tolist() if kld is None else kld
-        if information is None:
-            return kld, None
-        return kld, metrics.top_factor(information, self.data.factor_names, measured)
+        sizes = self.data.factor_sizes
+        indices = torch.linspace(0, len(self.data) - 1, 1000).long()
+        if sizes:
+            indices, factors = metrics.fixed_sample(sizes)  # N and N, K
+        mu, logvar = metrics.encode_all(self.net, self.data, indices)  # N, z_dim
+        measured = metrics.mean_kl(mu, logvar)
+        kld = list(kld or measured.tolist())
+        if not sizes:
+            return Latents(kld)
+        information = metrics.latent_information(mu, logvar, factors)  # z_dim, K
+        covariance = (mu - mu.mean(dim=0)).numpy().T @ (factors - factors.mean(axis=0))  # z_dim, K
+        directed = {k for k, role in enumerate(self.roles) if role in ("x", "y", "scale")}
+        best = information.argmax(axis=1)  # z_dim
+        signs = [-1 if k in directed and row[k] < 0 else 1 for k, row in zip(best, covariance)]
+        top_factor = metrics.top_factor(information, self.data.factor_names, measured)
+        return Latents(kld, top_factor, information, signs)
 
     @torch.no_grad()
-    def draw(self, folder, kld=None):
-        """Draws traversals and reconstructions in folder, which is made; returns the top factors."""
+    def draw(self, folder, latents):
+        """Draw traversals, reconstructions and the plane of two latents in folder."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        kld, top_factor = self.name_latents(kld)
         x = self.data.batch(torch.tensor(list(self.seed_images.values())))  # S, C, H, W
         seeds = dict(zip(self.seed_images, x))
         z, _ = self.net.encode(x)  # S, z_dim
+        if pair := latents.plane():
+            images = pictures.plane(self.net.decode, z[0], pair)
+            figures.plane(images, self.turns(), next(iter(seeds)), pair, latents, folder / "plane.png")
         if not self.data.seed_images:
             seeds["random"] = None
             z = torch.cat([z, self.random_z[None]])
-        self.draw_traversals(seeds, z, kld, top_factor, folder / "traverse.png")
+        self.draw_traversals(seeds, z, latents, folder / "traverse.png")
         x = self.data.batch(self.reconstructed)  # 20, C, H, W
         mu, _ = self.net.encode(x)
         pictures.reconstruction(x, self.net.decode(mu), folder / "reconstruction.png")
-        pictures.factors(self.net.decode, mu[:5], kld, top_factor, folder / "factors.png")
-        return top_factor
+        pictures.factors(self.net.decode, mu[:5], latents, folder / "factors.png")
 
-    def draw_traversals(self, seeds, z, kld, top_factor, path):
-        """Draws path and a GIF beside it. seeds: {name: image, or None for a code of no image}; z: their codes."""
-        images = pictures.traverse(self.net.decode, z, pictures.active(kld))  # S, L, 19, C, H, W
-        pictures.traversals(images, seeds, kld, top_factor, path)
-        pictures.animation(images, list(seeds), kld, top_factor, path.with_suffix(".gif"))
+    def draw_traversals(self, seeds, z, latents, path):
+        """Draw path and a GIF beside it. seeds: {name: image, or None for a code of no image}; z: their codes."""
+        images = pictures.traverse(self.net.decode, z, latents)  # S, L, 19, C, H, W
+        recon = torch.sigmoid(self.net.decode(z)).cpu()
+        pictures.traversals(images, seeds, recon, latents, path)
+        pictures.animation(images, list(seeds), latents, path.with_suffix(".gif"))
+
+    def shapes(self):
+        """Names of the values of shape: those of seed images, where there are any."""
+        k, sizes = self.roles.index("shape"), self.data.factor_sizes
+        known = {int(np.unravel_index(i, sizes)[k]): name for name, i in self.seed_images.items()}
+        return [known.get(value, f"shape {value + 1}") for value in range(sizes[k])]
+
+    def turns(self):
+        """Codes of each shape as it turns once round, at the largest scale in the middle: {shape: means (rotations, z_dim)}.
+
+        {} where the data set names no factor as the shape or as the rotation.
+        """
+        if not {"shape", "rotation"} <= set(self.roles):
+            return {}
+
+        def values(role, size):
+            all_of = {"shape": np.arange(size)[:, None], "rotation": np.arange(size)}
+            return all_of.get(role, size - 1 if role == "scale" else size // 2)
+
+        grid = np.broadcast_arrays(*map(values, self.roles, self.data.factor_sizes))
+        indices = np.ravel_multi_index(grid, self.data.factor_sizes)  # shapes, rotations
+        mu, _ = metrics.encode_all(self.net, self.data, indices.ravel())
+        return dict(zip(self.shapes(), mu.view(*indices.shape, -1)))
 
     @torch.no_grad()
-    def draw_files(self, files, folder, kld=None):
-        """Draws reconstructions and traversals of image files in folder, which is made.
+    def draw_files(self, files, folder, latents):
+        """Draw reconstructions of image files, on pages of PAGE, and traversals of the first MOST_TRAVERSED, in folder.
 
         Each image is squeezed to the network's size; UserError names one that cannot be read.
         """
-        folder = Path(folder)
         x = torch.stack([read_image(file, self.data.channels, self.size) for file in files])  # B, C, H, W
-        x = x.to(self.random_z.device)
+        folder, x = Path(folder), x.to(self.random_z.device)
         folder.mkdir(parents=True, exist_ok=True)
-        mu, _ = self.net.encode(x)
-        pictures.reconstruction(x, self.net.decode(mu), folder / "reconstruction_files.png")
-        seeds = {f"image {i}": image for i, image in enumerate(x, 1)}
-        self.draw_traversals(seeds, mu, *self.name_latents(kld), folder / "traverse_files.png")
-        print(f"{len(x)} images in {folder}: reconstruction_files.png, traverse_files.png and .gif")
+        for number, page in enumerate(x.split(PAGE), 1):
+            name = "reconstruction_files" + f"_{number}" * (number > 1)
+            pictures.reconstruction(page, self.net.decode(self.net.encode(page)[0]), folder / f"{name}.png")
+        seeds = {f"file {i}": image for i, image in enumerate(x[:MOST_TRAVERSED], 1)}
+        mu, _ = self.net.encode(x[:MOST_TRAVERSED])
+        self.draw_traversals(seeds, mu, latents, folder / "traverse_files.png")
+        what = f"reconstructions of all {len(x)} images, traversals of the first {len(seeds)}"
+        print(f"{folder}: {what}", flush=True)
 
     @torch.no_grad()
-    def write_page(self, path, title, kld=None):
-        """Writes a page with a slider for each latent, which starts from the seeds and eight more images (viz/explore.py)."""
-        kld, top_factor = self.name_latents(kld)
+    def write_page(self, path, title, latents):
+        """Write a page with a slider for each latent, which starts from the seeds and eight more images (viz/explore.py)."""
         x = self.data.batch(torch.tensor([*self.seed_images.values(), *self.reconstructed[:8].tolist()]))
-        names = [f"{top[0]} {100 * top[1]:.0f} %" if top else "" for top in top_factor or ()]
-        explore.write_page(Path(path), self.net, x, self.net.encode(x)[0], kld, names or None, title)
+        explore.write_page(Path(path), self.net, x, self.net.encode(x)[0], latents, title)
 
-    def score(self, level, folder, about=None, kld=None, draw=True):
-        """Computes and prints every metric and writes metrics.json in folder, which is made; returns the scores.
+    def score(self, level, folder, about, latents, draw=True):
+        """Compute and print every metric and write metrics.json in folder; return the scores.
 
         level: "full" or "fast" (see metrics.settings_of); about: dict to be kept among the settings; draw: whether to draw
-        latent_response.png and mutual_information.png too. "latents" holds quick_information(), the same at each level.
+        mutual_information.png too, and latent_response.png where the factors' roles are known.
         """
         self.check()
         path, names = Path(folder) / "metrics.json", self.data.factor_names
         path.parent.mkdir(parents=True, exist_ok=True)
         indices, factors = metrics.subgrid(self.data.factor_sizes, level)
         mu, logvar = metrics.encode_all(self.net, self.data, indices)  # N, z_dim
-        scores = metrics.score(mu, logvar, factors, level)
-        measured, information = self.quick_information()
-        top_factor = metrics.top_factor(information, names, measured)
+        scores = metrics.score(mu, logvar, factors, level, roles=self.roles)
         scores["latents"] = [
             dict(kl=kl, top_factor=top and top[0], share=top and top[1], information=dict(zip(names, row)))
-            for kl, top, row in zip(measured.tolist(), top_factor, information.tolist())
+            for kl, top, row in zip(latents.kld, latents.top_factor, latents.information.tolist())
         ]
-        scores["settings"].update(about or {})
+        scores["settings"] |= about
         with atomic_file(path) as file:
             file.write(json.dumps(scores, indent=2).encode())
-        print(f"{metrics.table(scores)}\n{len(mu):,} images; settings in {path}")
+        print(f"{metrics.table(scores)}\n{len(mu):,} images; settings in {path}", flush=True)
         if draw:
-            kld = measured.tolist() if kld is None else kld
-            entropy, to = np.log(self.data.factor_sizes), path.with_name("mutual_information.png")
-            figures.mutual_information(information, entropy, names, kld, to)
+            entropy = np.log(self.data.factor_sizes)
+            figures.mutual_information(entropy, names, latents, path.with_name("mutual_information.png"))
+            if effect := scores.get("total_effect"):
+                figures.total_effect(effect, names, latents, path.with_name("total_effect.png"))
+        if draw and figures.ROLES <= set(self.roles):
             grid = mu.numpy().reshape(*metrics.grid_sizes(factors), -1)  # 3, 6, 40, 32, 32, z_dim on dSprites
-            figures.latent_response(grid, kld, top_factor, path.with_name("latent_response.png"))
+            to = path.with_name("latent_response.png")
+            figures.latent_response(grid, self.roles, self.shapes(), latents, to)
         return scores
 
     def encode(self, path):
-        """Writes the codes of all images, in the order of the data set, to path, an .npz file.
+        """Write the codes of all images, in the order of the data set, to path, an .npz file.
 
-        mu, logvar: float32 (N, z_dim); with known factors also factors, int64 (N, K) counted from 0, and factor_names (K,).
+        mu, logvar: float32 (N, z_dim); with known factors also factors, int64 (N, K) counted from 0, and their factor_names
+        and factor_roles (K,).
         """
         mu, logvar = metrics.encode_all(self.net, self.data)
         arrays = dict(mu=mu.numpy(), logvar=logvar.numpy())
         if self.data.factor_sizes:
             arrays["factors"] = metrics.subgrid(self.data.factor_sizes)[1]
             arrays["factor_names"] = np.array(self.data.factor_names)
+            arrays["factor_roles"] = np.array(self.roles)
         with atomic_file(path) as file:
             np.savez(file, **arrays)
         print(f"codes of {len(mu):,} images in {path}: {', '.join(arrays)}")

@@ -10,7 +10,7 @@ import math
 import numpy as np
 import torch
 
-NAMED = 0.1  # nats of KL from which a latent is named after a factor, and its total effect counts
+from utils import SHOWN
 
 
 def mutual_information(codes, factors, bins=20):
@@ -80,10 +80,10 @@ def top_factor(information, names, kld):
     """Find the factor that each latent is most informative about, and its share of the latent's mutual information.
 
     information: (z, K) nats, of latent_information; names: of the K factors; kld: (z,) nats.
-    Returns z pairs (name, share in [0, 1]); None for latents with a KL under NAMED, and for uninformative ones.
+    Returns z pairs (name, share in [0, 1]); None for latents with a KL under SHOWN, and for uninformative ones.
     """
     return [
-        (names[row.argmax()], float(row.max() / row.sum())) if kl >= NAMED and row.sum() > 0 else None
+        (names[row.argmax()], float(row.max() / row.sum())) if kl > SHOWN and row.sum() > 0 else None
         for row, kl in zip(information, kld)
     ]
 

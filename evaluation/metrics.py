@@ -22,7 +22,6 @@ import numpy as np
 import torch
 
 from evaluation.information import (
-    NAMED,
     entropy,
     mean_kl,
     mutual_information,
@@ -31,7 +30,7 @@ from evaluation.information import (
 )
 from evaluation.information import latent_information as latent_information  # here too for callers
 from evaluation.information import top_factor as top_factor
-from utils import ACTIVE, progress
+from utils import ACTIVE, SHOWN, progress
 
 LEVELS = ("none", "fast", "full")
 SAMPLE = 10_000  # images from which a latent's mutual information is estimated
@@ -356,7 +355,7 @@ def score(mu, logvar, factors, level="full", seed=0, roles=()):
 
     mu: (N, z); logvar: (N, z), or None for codes without; factors: (N, K); level: "full" or "fast"; roles: of the K
     factors, such as ("shape", "scale", "rotation", "x", "y"). "total_effect" is a matrix, z rows of K: 0 for
-    latents with a KL under NAMED, whose means are next to constant.
+    latents with a KL under SHOWN, whose means are next to constant.
     """
     codes, factors = checked(mu, factors)
     known = {f"role {role}" for role in roles}
@@ -377,7 +376,7 @@ def score(mu, logvar, factors, level="full", seed=0, roles=()):
     if logvar is not None:
         scores["active_latents"] = int((kld > ACTIVE).sum())
     if "total_effect" in scores:
-        effect = np.where(kld[:, None] < NAMED, 0, scores["total_effect"])
+        effect = np.where(kld[:, None] <= SHOWN, 0, scores["total_effect"])
         scores["total_effect"] = effect.tolist()
         if not missing["position_effect"]:
             scores["position_effect"] = position_effect(effect, roles)
@@ -385,7 +384,7 @@ def score(mu, logvar, factors, level="full", seed=0, roles=()):
     about = dict(level=level, seed=seed, images=len(codes), roles=list(roles), **settings)
     about["factor_sizes"] = [len(np.unique(values)) for values in factors.T]
     about["left_out"] = {name: needs for name, needs in missing.items() if needs}
-    about["thresholds"] = dict(active_latents=ACTIVE, total_effect=NAMED)  # nats of KL
+    about["thresholds"] = dict(active_latents=ACTIVE, total_effect=SHOWN)  # nats of KL
     about |= dict(logistic_regression=LOGISTIC, linear_svm=SVM, boosted_trees=BOOSTING)
     return {**scores, "settings": about}
 

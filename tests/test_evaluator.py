@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import re
 
 import numpy as np
@@ -17,6 +16,7 @@ from model import BetaVAE_B
 from run.checkpoint import read_checkpoint
 from run.log import read_log
 from utils import UserError
+from viz.latents import Latents
 
 pytestmark = pytest.mark.usefixtures("thumbnails")
 
@@ -25,7 +25,7 @@ class Grid:
     """120 images of 64x64: three stripes, as bright as a tenth of size, x and y, which have 4, 5 and 6 values."""
 
     channels, distribution = 1, "bernoulli"
-    factor_names, factor_sizes = ("size", "x", "y"), (4, 5, 6)
+    factor_names, factor_sizes, factor_roles = ("size", "x", "y"), (4, 5, 6), ("scale", "x", "y")
     seed_images = {"small": 0, "large": 119}
 
     def __len__(self):
@@ -39,8 +39,15 @@ class Grid:
 
 
 class Unknown(Grid):
-    factor_names = factor_sizes = None
+    factor_names = factor_sizes = factor_roles = None
     seed_images = {}
+
+
+class Turning(Grid):
+    """The images of Grid, of which the three factors are said to be a rotation, a shape and a scale."""
+
+    factor_roles = ("rotation", "shape", "scale")
+    seed_images = {"square": 0, "heart": 2 * 6}
 
 
 class Oracle(torch.nn.Module):
@@ -78,31 +85,56 @@ def quick(monkeypatch):
         monkeypatch.setitem(metrics.METRICS, name, (metric, changed | points))
 
 
-def test_the_same_images_name_latents_at_each_level_and_seed_and_dead_latents_have_no_name(
-    oracle, tmp_path, quick
-):
-    full, fast = (oracle.score(level, tmp_path / level, draw=False) for level in ("full", "fast"))
-    again = Evaluator(Oracle(), Grid(), seed=7).score("fast", tmp_path / "again", draw=False)
-    assert full["latents"] == fast["latents"] == again["latents"]
-    assert [latent["top_factor"] for latent in full["latents"]] == ["x", "size", None]
-    kl, information = oracle.quick_information()
-    assert kl[2] < 1e-6 < 1 < kl[:2].min() and information[2].max() < 1e-6
+def test_latents_are_described_alike_whatever_the_seed_and_dead_ones_are_not_named(oracle):
+    latents, again = oracle.describe(), Evaluator(Oracle(), Grid(), seed=7).describe()
+    assert latents.kld == again.kld and np.array_equal(latents.information, again.information)
+    assert [top and top[0] for top in latents.top_factor] == ["x", "size", None]
+    assert latents.kld[2] < 1e-6 < 1 < min(latents.kld[:2]) and latents.information[2].max() < 1e-6
+    assert latents.top_factor[0][1] == pytest.approx(
+        latents.information[0].max() / latents.information[0].sum()
+    )
+    given = oracle.describe([3.0, 0.0, 2.0])  # of the log
+    assert given.kld == [3.0, 0.0, 2.0] and given.top_factor == latents.top_factor
+
+
+def test_traversals_go_the_way_in_which_x_y_and_scale_grow(oracle):
+    assert oracle.describe().signs[:2] == [1, 1]
+    encode = oracle.net.encode
+    oracle.net.encode = lambda x: (-encode(x)[0], encode(x)[1])
+    assert oracle.describe().signs[:2] == [-1, -1]
+    oracle.roles = (None, "x", "y")  # the size of something else
+    assert oracle.describe().signs[:2] == [-1, 1]
+
+
+def test_scores_are_written_with_the_latents_and_drawn_where_asked(tmp_path, quick):
+    oracle = Evaluator(Oracle(), Turning())
+    latents = oracle.describe()
+    full = oracle.score("full", tmp_path / "full", {"iter": 7}, latents, draw=False)
+    fast = oracle.score("fast", tmp_path / "fast", {}, latents)
+    assert full["latents"] == json.loads((tmp_path / "full" / "metrics.json").read_text())["latents"]
+    assert full["latents"] == fast["latents"] and full["settings"]["iter"] == 7
     for j, latent in enumerate(full["latents"]):
-        assert latent["kl"] == kl[j] and list(latent["information"].values()) == information[j].tolist()
-    assert full["latents"][0]["share"] == pytest.approx(information[0].max() / information[0].sum())
+        assert latent["kl"] == latents.kld[j]
+        assert list(latent["information"].values()) == latents.information[j].tolist()
     assert full["settings"]["factor_sizes"] == [4, 5, 5] and fast["settings"]["factor_sizes"] == [3, 3, 3]
     assert full["active_latents"] == 2 and full["mig"] > 0.4  # of mu; logvar is constant
     assert [path.name for path in (tmp_path / "full").iterdir()] == ["metrics.json"]
+    names = {path.name for path in (tmp_path / "fast").iterdir()}
+    assert names - {"total_effect.png"} == {
+        "metrics.json",
+        "mutual_information.png",
+    }  # not all roles are there
 
 
 def test_pictures_are_the_same_for_a_seed_and_use_no_global_random_numbers(tmp_path):
     net, before = BetaVAE_B(), torch.get_rng_state()
     numpy_before = np.random.get_state()[1].tolist()
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        Evaluator(net, Grid(), seed).draw(tmp_path / name)
+        evaluator = Evaluator(net, Grid(), seed)
+        evaluator.draw(tmp_path / name, evaluator.describe())
     assert torch.equal(before, torch.get_rng_state()) and numpy_before == np.random.get_state()[1].tolist()
     a, b, c = ({path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in "abc")
-    assert a.keys() == {"factors.png", "reconstruction.png", "traverse.gif", "traverse.png"}
+    assert a.keys() == {"factors.png", "plane.png", "reconstruction.png", "traverse.gif", "traverse.png"}
     assert a == b and a["factors.png"] != c["factors.png"]
 
 
@@ -112,35 +144,52 @@ def drawn(monkeypatch):
     seen = {}
     for name in ("traversals", "animation", "reconstruction", "factors"):
         monkeypatch.setattr(evaluator.pictures, name, lambda *args, name=name: seen.update({name: args}))
+    monkeypatch.setattr(evaluator.figures, "plane", lambda *args: seen.update(plane=args))
     return seen
 
 
 def test_all_seeds_are_traversed_from_their_means_in_one_picture(drawn, tmp_path):
-    data = Grid()
-    top_factor = Evaluator(Oracle(), data).draw(tmp_path, kld=[3.0, 0.0, 2.0])  # given, not measured
-    images, seeds, kld, named, path = drawn["traversals"]
+    data, latents = Grid(), Latents([3.0, 0.0, 2.0])
+    Evaluator(Oracle(), data).draw(tmp_path, latents)
+    images, seeds, recon, given, path = drawn["traversals"]
     assert path.name == "traverse.png" and drawn["animation"][-1].name == "traverse.gif"
-    assert list(seeds) == drawn["animation"][1] == ["small", "large"] and kld == [3.0, 0.0, 2.0]
-    assert named == top_factor and [top and top[0] for top in top_factor] == ["x", "size", None]
-    assert torch.equal(torch.stack(list(seeds.values())), data.batch(torch.tensor([0, 119])))
+    assert list(seeds) == drawn["animation"][1] == ["small", "large"] and given is latents
+    x = torch.stack(list(seeds.values()))
+    assert torch.equal(x, data.batch(torch.tensor([0, 119])))
     grey = images[..., 0, 0, 0]  # 2 seeds, 2 latents (z_0 and z_2), 19 values
     assert torch.allclose(grey[:, 0], torch.sigmoid(torch.linspace(-3, 3, 19)))
     z_0 = torch.tensor([-2.0, 2.0])  # of the two images
     assert torch.allclose(grey[:, 1], torch.sigmoid(z_0)[:, None].expand(-1, 19))
+    assert torch.allclose(recon, torch.sigmoid(Oracle().decode(Oracle().encode(x)[0])))
     x, x_recon, _ = drawn["reconstruction"]
     assert x.shape == (20, 1, 64, 64) and torch.equal(x_recon, Oracle().decode(Oracle().encode(x)[0]))
     assert torch.equal(drawn["factors"][1], Oracle().encode(x[:5])[0])
+    images, turns, seed, pair, *_ = drawn["plane"]
+    assert torch.allclose(images[4, :, 0, 0, 0], torch.sigmoid(torch.linspace(-3, 3, 13)))  # z_0 across
+    assert (turns, seed, pair) == ({}, "small", (0, 2))
+
+
+def test_a_plane_holds_the_codes_of_each_shape_that_turns_at_the_largest_scale(drawn, tmp_path):
+    Evaluator(Oracle(), Turning()).draw(tmp_path, Latents([3.0, 2.0, 0.0]))
+    turns = drawn["plane"][1]
+    assert list(turns) == ["square", "shape 2", "heart", "shape 4", "shape 5"]  # seed images name two
+    for shape, codes in enumerate(turns.values()):  # x, and size with a trace of the last y
+        expected = [[shape - 2, turn - 1.5 + 0.05 * 5, 1e-4 * 5] for turn in range(4)]
+        assert torch.allclose(codes, torch.tensor(expected), atol=1e-5)
 
 
 def test_data_without_factors_are_drawn_from_an_image_and_a_random_code_and_not_scored(drawn, tmp_path):
     unknown = Evaluator(Oracle(), Unknown())
-    assert unknown.draw(tmp_path) is None
-    images, seeds, _, top_factor, _ = drawn["traversals"]
-    assert list(seeds) == ["image", "random"] and seeds["random"] is None and top_factor is None
-    assert torch.allclose(images[1, 1, :, 0, 0, 0], torch.sigmoid(unknown.random_z[0]).expand(19))
-    assert unknown.quick_information()[1] is None and unknown.quick_information()[0][2] < 1e-6
+    latents = unknown.describe()
+    assert latents.top_factor is latents.information is None and latents.kld[2] < 1e-6
+    assert unknown.describe([1.0, 2.0, 3.0]).kld == [1.0, 2.0, 3.0]
+    unknown.draw(tmp_path, latents)
+    images, seeds, *_ = drawn["traversals"]
+    assert list(seeds) == ["image", "random"] and seeds["random"] is None and drawn["plane"][1] == {}
+    row = latents.shown().index(1)
+    assert torch.allclose(images[1, row, :, 0, 0, 0], torch.sigmoid(unknown.random_z[0]).expand(19))
     with pytest.raises(UserError, match="known factors"):
-        unknown.score("fast", tmp_path)
+        unknown.score("fast", tmp_path, {}, latents)
 
 
 def test_codes_are_written_in_order_with_the_factors_of_each_image(oracle, tmp_path):
@@ -157,31 +206,45 @@ def test_codes_are_written_in_order_with_the_factors_of_each_image(oracle, tmp_p
     assert sorted(np.load(tmp_path / "codes.npz")) == ["logvar", "mu"]
 
 
-def test_an_image_of_the_user_is_resized_to_what_the_network_takes(tmp_path):
-    image = np.zeros((128, 128, 3), np.uint8)
-    image[:16, 32:48] = 255  # a square of side 8 at x = 2, once it is halved
-    Image.fromarray(image).save(tmp_path / "a.png")
-    x = evaluator.read_image(tmp_path / "a.png", 3, 64)
-    assert x.shape == (3, 64, 64) and x.dtype == torch.float32
-    assert x[:, :7, 17:23].min() == 1 and x[:, 12:].max() == 0
-
-
-@pytest.mark.parametrize("make", [lambda path: None, lambda path: path.write_text("no image"), os.mkfifo])
+@pytest.mark.parametrize("make", [lambda path: None, lambda path: path.write_text("no image")])
 def test_an_image_that_cannot_be_read_is_named_and_nothing_is_written(oracle, tmp_path, make):
     make(tmp_path / "bad.png")
     with pytest.raises(UserError, match="bad.png"):
-        oracle.draw_files([tmp_path / "bad.png"], tmp_path / "out")
+        oracle.draw_files([tmp_path / "bad.png"], tmp_path / "out", oracle.describe())
     assert not (tmp_path / "out").exists()
+
+
+def test_of_many_images_all_are_reconstructed_on_pages_and_the_first_five_traversed(
+    drawn, oracle, tmp_path, capsys
+):
+    pages = []
+    evaluator.pictures.reconstruction = lambda x, _, path: pages.append(
+        (path.name, len(x))
+    )  # undone by drawn
+    Image.new("L", (64, 64), "white").save(tmp_path / "a.png")
+    oracle.draw_files([tmp_path / "a.png"] * 43, tmp_path / "out", Latents([1.0, 1.0, 0.0]))
+    assert pages == [("reconstruction_files.png", 40), ("reconstruction_files_2.png", 3)]
+    assert list(drawn["traversals"][1]) == [f"file {i}" for i in (1, 2, 3, 4, 5)]
+    (line,) = capsys.readouterr().out.splitlines()
+    assert "all 43 images" in line and "the first 5" in line
 
 
 def test_the_page_starts_from_the_seeds_and_eight_more_images_with_the_names_of_latents(tmp_path):
     evaluator = Evaluator(BetaVAE_B(), Grid())
-    evaluator.write_page(tmp_path / "explore.html", "a title")
+    evaluator.write_page(tmp_path / "explore.html", "a title", evaluator.describe([1.0] * 10))
     page = json.loads(re.search(r'\{"title": .*\}', (tmp_path / "explore.html").read_text())[0])
     assert page["title"] == "a title" and len(page["seeds"]) == 10
     mu, _ = evaluator.net.encode(Grid().batch(torch.tensor([0, 119])))
     assert torch.allclose(torch.tensor([seed["mu"] for seed in page["seeds"][:2]]), mu, atol=1e-5)
-    assert any(re.fullmatch(r"(size|x|y) \d+ %", name) for name in page["names"])
+    assert any(re.fullmatch(r"(size|x|y) +\d+ %", name) for name in page["names"])
+
+
+def test_a_network_that_the_page_cannot_run_is_one_line(tmp_path, capsys):
+    evaluator = Evaluator(BetaVAE_B(), Grid())
+    evaluator.net.decoder[1] = torch.nn.LeakyReLU()
+    evaluator.write_page(tmp_path / "explore.html", "a title", evaluator.describe())
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("no page") and "LeakyReLU" in line and not list(tmp_path.iterdir())
 
 
 # From the command line.
@@ -201,7 +264,8 @@ def test_one_command_scores_and_draws_a_checkpoint(runs, quick):
     assert (scores["settings"]["level"], scores["settings"]["iter"]) == ("full", 2)
     assert scores["settings"]["versions"]["scikit-learn"] and len(scores["latents"]) == 10
     written = {path.name for path in folder.iterdir()}
-    assert {"latent_response.png", "mutual_information.png", "traverse.gif", "explore.html"} <= written
+    expected = "latent_response.png mutual_information.png plane.png traverse.gif explore.html"
+    assert set(expected.split()) <= written
     assert (runs.outputs("run") / "capacity.png").exists() and runs.checkpoint("run").read_bytes() == trained
 
 

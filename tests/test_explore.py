@@ -8,12 +8,15 @@ import torch
 from torch import nn
 
 from browser import chromium
-from model import MODELS, BetaVAE_B
+from model import MODELS
 from utils import UserError
 from viz import explore
+from viz.latents import Latents
 
-KLD = [0.5, 0.003, 2.25, 0.0, 1.0, 4.0, 3.0, 0.7, 0.02, 0.3]  # nats; latents 1 and 3 are inactive
-NAMES = ["shape 50 %", "colour 30 %", "posX 90 %", *["scale 40 %"] * 7]
+KLD = [0.5, 0.003, 2.25, 0.0, 1.0, 4.0, 3.0, 0.7, 0.04, 0.3]  # nats; latents 1, 3 and 8 are folded
+TOP = [("shape", 0.5), ("colour", 0.3), ("posX", 0.9), *[("scale", 0.4)] * 7]
+INFORMATION = np.full((10, 5), 0.1)
+INFORMATION[[0, 7], 4] = 2.0  # latents 0 and 7 share most
 
 MOVE = """const [values, done] = arguments;  // moves every slider as a hand does; then the pixels of each z
 (async () => {
@@ -27,12 +30,40 @@ MOVE = """const [values, done] = arguments;  // moves every slider as a hand doe
 })()"""
 
 
+class Broadcast(nn.Module):
+    """z (B, z_dim) at 8x8 places, then the places' coordinates, x from left to right and y from top to bottom."""
+
+    def forward(self, z):
+        grid = torch.linspace(-1, 1, 8)
+        places = torch.stack(torch.meshgrid(grid, grid, indexing="xy"))  # 2, 8, 8
+        return torch.cat([z[:, :, None, None].expand(-1, -1, 8, 8), places.expand(len(z), -1, -1, -1)], dim=1)
+
+
+class Net(nn.Module):
+    """A network of which only the decoder is looked at."""
+
+    def __init__(self, *layers):
+        super().__init__()
+        self.decoder = nn.Sequential(*layers)
+        self.decode = self.decoder
+
+
+def make_net(model, channels):
+    torch.manual_seed(5)
+    if model != "broadcast":
+        return MODELS[model](10, channels).eval()
+    ups = nn.ConvTranspose2d(8, 8, 4, 2, 1), nn.ReLU(), nn.ConvTranspose2d(8, channels, 8, 4, 2)
+    net = Net(Broadcast(), nn.Conv2d(12, 16, 1), nn.ReLU(), nn.Conv2d(16, 8, 1), nn.ReLU(), *ups)
+    for weight in net.parameters():
+        nn.init.normal_(weight, std=0.4)
+    return net
+
+
 def make_page(folder, model="B", channels=1, title="beta-VAE"):
     """A page of a new network, with three images to start from; returns its path, the network and their means."""
-    torch.manual_seed(5)
-    net = MODELS[model](10, channels).eval()
+    net, latents = make_net(model, channels), Latents(KLD, TOP, INFORMATION)
     images, mu = torch.rand(3, channels, 64, 64), torch.randn(3, 10)
-    explore.write_page(folder / "explore.html", net, images, mu, KLD, NAMES, title)
+    explore.write_page(folder / "explore.html", net, images, mu, latents, title)
     return folder / "explore.html", net, mu
 
 
@@ -75,6 +106,7 @@ def view(browser):
 
     view.until = until
     view.state = lambda: browser.execute_script("return z")
+    view.pair = lambda: browser.execute_script("return pair.map(j => z[j])")
     yield view
     assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []
     loaded = browser.execute_script("return performance.getEntriesByType('resource').map(e => e.name)")
@@ -85,7 +117,7 @@ def view(browser):
 
 
 @pytest.mark.browser
-@pytest.mark.parametrize("model, channels", [("B", 1), ("H", 3), ("FC", 1)])
+@pytest.mark.parametrize("model, channels", [("B", 1), ("H", 3), ("FC", 1), ("broadcast", 1)])
 def test_canvas_shows_what_torch_decodes(tmp_path, view, model, channels):
     path, net, _ = make_page(tmp_path, model, channels)
     z = np.random.default_rng(3).uniform(-3, 3, (10, 10)).round(1).astype("float32")
@@ -98,15 +130,17 @@ def test_canvas_shows_what_torch_decodes(tmp_path, view, model, channels):
 
 
 @pytest.mark.browser
-def test_latents_are_sorted_by_kl_and_named_and_inactive_ones_folded(tmp_path, view):
-    page = view(make_page(tmp_path)[0])
+def test_latents_are_sorted_by_kl_and_named_and_those_of_no_weight_folded_and_nameless(tmp_path, view):
+    page = view(make_page(tmp_path, title="run, iteration 7")[0])
     rows = "[...document.querySelectorAll('section > .row')]"
     texts = page.execute_script(f"return {rows}.map(row => row.innerText)")
     names = [re.sub(r"\s", "", text)[:2] for text in texts]
-    assert names == [f"z{j}" for j in (5, 6, 2, 4, 7, 0, 9, 8)]
-    assert "posX 90 %" in texts[2] and "KL 2.25 nats" in texts[2]
+    assert names == [f"z{j}" for j in (5, 6, 2, 4, 7, 0, 9)]
+    assert "posX 90 %" in re.sub(r"\s+", " ", texts[2]) and "KL 2.25 nats" in texts[2]
     folded = page.execute_script("return find('details').innerText + find('details').textContent")
-    assert folded.startswith("2 inactive") and "colour" not in folded  # which names an inactive latent
+    assert folded.startswith("3 latents under 0.1 nats") and "colour" not in folded
+    said = page.execute_script("return find('h1').innerText + find('p').innerText")
+    assert "run, iteration 7" in said and "share of the latent's mutual information" in " ".join(said.split())
 
 
 @pytest.mark.browser
@@ -124,6 +158,73 @@ def test_strip_traverses_the_latent_under_the_pointer_and_arrow_keys_move_it_by_
     page.execute_script("tiles[5].click()")
     page.execute_script("return rows[7].slider").send_keys("\ue014\ue013\ue012")  # right, up, left
     assert view.state()[7] == pytest.approx(2.1)
+
+
+# The pad.
+
+MAP = "return [...find('#map').getContext('2d').getImageData(%d, %d, 64, 64).data]"
+
+
+@pytest.mark.browser
+def test_the_pad_shows_the_plane_of_the_two_latents_that_share_most_or_of_those_picked(tmp_path, view):
+    from selenium.webdriver.support.ui import Select
+
+    path, net, mu = make_page(tmp_path)
+    page = view(path)
+    for id, j, picked in ((None, 0, [7, 0]), ("up", 2, [7, 2]), ("across", 2, [2, 7])):  # the last: they swap
+        if id:
+            Select(page.find_element("id", id)).select_by_value(str(j))
+        view.until("!frame")
+        assert page.execute_script("return pair") == picked
+        z = mu[:1].repeat(2, 1)
+        z[:, picked] = torch.tensor([[3.0, -3.0], [-2.0, 1.0]])  # right and down; left and up
+        tiles = [page.execute_script(MAP % at) for at in ((6 * 64, 6 * 64), (64, 2 * 64))]
+        assert abs(pixels(tiles) - decoded(net, z)).max() < 2
+
+
+@pytest.mark.browser
+def test_the_pad_is_moved_by_mouse_touch_and_arrow_keys(tmp_path, view):
+    from selenium.webdriver import ActionChains
+
+    path, net, mu = make_page(tmp_path)
+    page = view(path)
+    pad = page.find_element("id", "pad")
+    page.execute_script("arguments[0].scrollIntoView()", pad)
+    unit = pad.size["width"] / 7  # pixels
+    mouse = ActionChains(page, duration=50).move_to_element(pad).click_and_hold()
+    mouse.move_by_offset(round(2 * unit), round(-unit)).release().perform()  # right and up
+    view.until("Math.abs(z[7] - 2) < 0.05 && !frame")
+    assert view.pair() == pytest.approx([2, 1], abs=0.05)
+    others = [j for j in range(10) if j not in (7, 0)]
+    assert [view.state()[j] for j in others] == pytest.approx(mu[0, others].tolist(), abs=6e-4)
+    shown = page.execute_script("return [...find('#image').getContext('2d').getImageData(0, 0, 64, 64).data]")
+    assert abs(pixels(shown) - decoded(net, [view.state()])[0]).max() < 2
+    mouse = ActionChains(page, duration=50).move_to_element(pad).click_and_hold()
+    mouse.move_by_offset(round(4 * unit), round(-unit))  # beyond the border
+    mouse.release().move_to_element(pad).perform()  # let go
+    view.until("z[7] === 3 && !frame")
+    assert view.pair() == pytest.approx([3, 1], abs=0.05)
+
+    box = page.execute_script("return arguments[0].getBoundingClientRect()", pad)
+    for kind, x, y in (("touchStart", 0, 0), ("touchMove", -1, 2), ("touchEnd", 0, 0)):
+        point = dict(x=box["x"] + (3.5 + x) * unit, y=box["y"] + (3.5 + y) * unit)
+        points = [] if kind == "touchEnd" else [point]
+        page.execute_cdp_cmd("Input.dispatchTouchEvent", dict(type=kind, touchPoints=points))
+    view.until("z[7] < 0 && !frame")
+    assert view.pair() == pytest.approx([-1, -2], abs=0.05)
+
+    before = view.pair()
+    pad.send_keys("\ue014\ue014\ue013")  # right, right, up
+    assert view.pair() == pytest.approx([before[0] + 0.2, before[1] + 0.1], abs=1e-3)
+
+
+@pytest.mark.browser
+def test_a_page_of_a_single_latent_has_no_pad_and_without_factors_explains_no_names(tmp_path, view):
+    net = Net(nn.Linear(1, 64), nn.Unflatten(1, (1, 8, 8)))
+    explore.write_page(tmp_path / "a.html", net, torch.rand(1, 1, 8, 8), torch.zeros(1, 1), Latents([0.5]))
+    page = view(tmp_path / "a.html")
+    shown = "return ['#plane', '#names', 'details', '#image'].map(s => find(s).checkVisibility())"
+    assert page.execute_script(shown) == [False, False, False, True]
 
 
 # Where to start from.
@@ -154,32 +255,23 @@ def test_page_is_one_file_that_loads_nothing(tmp_path):
     assert path.stat().st_size < 1e6
 
 
-@pytest.mark.parametrize("value", [1e5, float("nan")])
-def test_a_weight_that_float16_cannot_hold_is_one_line_and_no_page_is_written(tmp_path, value):
-    net = BetaVAE_B()
-    with torch.no_grad():
-        net.decoder[0].weight[0, 0] = value
-    with pytest.raises(UserError, match="no page: a weight"):
-        explore.write_page(tmp_path / "a.html", net, torch.rand(1, 1, 64, 64), torch.zeros(1, 10), KLD)
-    assert not list(tmp_path.iterdir())
-
-
 def stack(*layers):
-    return nn.Sequential(nn.Linear(10, 4096), nn.Unflatten(1, (1, 64, 64)), *layers)
+    return nn.Linear(10, 4096), nn.Unflatten(1, (1, 64, 64)), *layers
 
 
 @pytest.mark.parametrize(
-    "decoder, named",
+    "layers, named",
     [
         (stack(nn.LeakyReLU()), "LeakyReLU"),
         (stack(nn.Linear(64, 64)), "in_features=64, out_features=64"),  # of rows
         (stack(nn.ConvTranspose2d(1, 1, 3, dilation=2)), "dilation"),
         (stack(nn.ConvTranspose2d(1, 1, 3, 2, output_padding=1)), "output_padding"),
+        (stack(nn.Conv2d(1, 1, 3, padding=1)), "kernel_size=\\(3, 3\\)"),
+        (stack(nn.Upsample(scale_factor=2)), "Upsample"),
     ],
 )
-def test_a_decoder_that_the_page_cannot_run_is_named_and_no_page_written(tmp_path, decoder, named):
-    net = BetaVAE_B()
-    net.decoder = decoder
+def test_a_decoder_that_the_page_cannot_run_is_named_and_no_page_written(tmp_path, layers, named):
     with pytest.raises(UserError, match=named):
-        explore.write_page(tmp_path / "a.html", net, torch.rand(1, 1, 64, 64), torch.zeros(1, 10), KLD)
+        images, mu = torch.rand(1, 1, 64, 64), torch.zeros(1, 10)
+        explore.write_page(tmp_path / "a.html", Net(*layers), images, mu, Latents(KLD))
     assert not list(tmp_path.iterdir())

@@ -22,19 +22,13 @@ from tqdm import tqdm
 from run.log import read_log
 from utils import Parser, UserError, count, first_line, run_cli
 from viz.figures import CURVES, read_curves
-from viz.pictures import not_shown
+from viz.latents import color
 
 INTERVAL = 5  # seconds between two sendings
 TIMEOUT = (2, 10)  # seconds to connect, and to wait for an answer
 FLUSH = 3  # seconds that the end of a run waits for the last sending
 WIDTH, HEIGHT = 500, 390  # pixels of a window: three side by side on a screen of 1600
-PALETTE = "#1f77b4 #ff7f0e #2ca02c #d62728 #9467bd #8c564b #e377c2 #7f7f7f #bcbd22 #17becf".split()
-DASHES = ["solid", "dash", "dot", "dashdot"]  # of latents 0 to 9, 10 to 19, ..
-
-
-def latent_color(j):
-    """Return the colour "#rrggbb" and the plotly dash of latent j, which it keeps wherever its curve ranks."""
-    return PALETTE[j % 10], DASHES[j // 10 % 4]
+DASHES = {"solid": "solid", "dashed": "dash", "dotted": "dot", "dashdot": "dashdot"}  # plotly's names
 
 
 # Windows: the name of a method of visdom.Visdom ("method"), and its arguments.
@@ -57,8 +51,8 @@ def picture(path, title, width):
 def style(name):
     """Return plotly's style of a curve: that of its latent; C is dashed."""
     if name.startswith("z_"):
-        color, dash = latent_color(int(name[2:]))
-        return dict(color=color, dash=dash)
+        line_color, line_style = color(int(name[2:]))
+        return dict(color=line_color, dash=DASHES[line_style])
     return dict(color="silver", dash="dash") if name == "C" else dict(color="black")
 
 
@@ -66,12 +60,12 @@ def curves(log):
     """Yield the windows of log.csv, {column: values}: one for each of CURVES. What is not finite is a gap."""
     if not log["iter"]:
         return
-    lines, kld = read_curves(log)
+    lines, latents = read_curves(log)
     for win, (title, unit, _) in CURVES.items():
         y = np.array(list(lines[win].values())).T  # rows of the log, lines
         y = np.where(np.isfinite(y), y, np.nan)  # an infinity would stop visdom's page
         opts = dict(title=title, width=WIDTH, height=HEIGHT, marginright=10, margintop=35, marginbottom=45)
-        opts["xlabel"] = f"iterations      {'' if win == 'recon' else not_shown(kld)}".strip()
+        opts["xlabel"] = f"iterations      {'' if win == 'recon' else latents.not_shown()}".strip()
         opts |= dict(ylabel=unit, legend=list(lines[win]), markers=len(y) < 50, markersize=6)
         opts["traceopts"] = {"plotly": {name: {"line": style(name)} for name in lines[win]}}
         opts["layoutopts"] = {"plotly": {"title": {"text": title, "x": 0.02}}}  # beside the plot's buttons

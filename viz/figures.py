@@ -1,23 +1,21 @@
-"""Figures with axes (matplotlib). Knows arrays, tensors and paths, no runs or flags.
-
-For arguments that several functions take, see pictures.py.
-"""
+"""Figures with axes (matplotlib). Knows arrays and paths, no runs or flags; latents: a latents.Latents."""
 
 import contextlib
 import math
-import os
+from dataclasses import replace
 
 import numpy as np
 
-from run.log import read_log
-from viz.pictures import active, label, not_shown, save
+from viz.latents import Latents, color, vectors
+from viz.pictures import crop, dark_margin, save
 
-COLORS = "C0 C1 C2 C3 C4 C5 C6 C8 C9 navy".split()  # of the ten latents with the highest KL; others are grey
-SHAPE_COLORS = {"square": "tab:red", "ellipse": "tab:green", "heart": "tab:blue"}  # Higgins et al., Fig. 7
+# The first three as in Higgins et al. (2017), Fig. 7
+SHAPE_COLORS = "tab:red tab:green tab:blue tab:orange tab:purple".split()
+ROLES = {"shape", "scale", "rotation", "x", "y"}  # of the factors that latent_response needs
 NATS = "nats per image"
 UNITS = {"recon_loss": NATS, "total_kld": NATS, "total_correlation": "nats"}  # scores have none
 
-# Title, unit of the y axis, and columns of log.csv with their names; kld_ stands for the KL of each active latent.
+# Title, unit of the y axis, and columns of log.csv with their names; kld_ stands for the KL of each latent shown.
 CURVES = {
     "recon": ("Reconstruction loss", NATS, {"recon_loss": "reconstruction"}),
     "kld": ("KL from the prior", NATS, {"total_kld": "total", "C": "C", "kld_": "z_"}),
@@ -30,15 +28,12 @@ CURVES = {
 def figure(path, width, height, foot=""):
     """Within `with`: an empty figure, size in inches, which is then saved to path; foot: a text below, at the right.
 
-    It has the same bytes whatever MPLBACKEND and matplotlibrc say: matplotlib's own defaults, drawn by Agg.
+    It has the same bytes whatever matplotlibrc says: matplotlib's own defaults, drawn by Agg.
     """
-    backend = os.environ.pop("MPLBACKEND", "")  # a notebook's may be missing here: the import would fail
     from matplotlib import style
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    if backend:
-        os.environ["MPLBACKEND"] = backend
     with style.context("default"):
         drawn = Figure(figsize=(width, height), layout="constrained")
         FigureCanvasAgg(drawn)
@@ -50,86 +45,132 @@ def figure(path, width, height, foot=""):
 # Which latent codes what.
 
 
-def latent_response(codes, kld, top_factor, path):
-    """Draw the mean of each active latent against the factors of dSprites: Higgins et al. (2017), Fig. 7, without traversals.
+def mean_over(codes, roles, *kept):
+    """Mean of codes on a grid of factors (.., z_dim) over all factors but those of the roles kept, which are its axes then."""
+    codes = np.moveaxis(codes, [roles.index(role) for role in kept], range(len(kept)))
+    return codes.mean(axis=tuple(range(len(kept), codes.ndim - 1)))
 
-    codes: means on the grid of factors, (3 shapes, scales, orientations, posX, posY, z_dim). A column per latent; each row
-    averages over the factors that it does not name.
+
+def latent_response(codes, roles, shapes, latents, path):
+    """Draw the mean of each latent against the factors: Higgins et al. (2017), Fig. 7, without traversals.
+
+    codes: means on the grid of factors, (.., z_dim); roles: of each factor, all of ROLES among them; shapes: names of the
+    values of shape. A column per latent; each row averages over the factors that it does not name.
     """
-    order = active(kld)
-    position = codes.mean(axis=(0, 1, 2))  # posX, posY, z_dim
-    scale, rotation = codes.mean(axis=(2, 3, 4)), codes.mean(axis=(1, 3, 4))  # 3 shapes, values, z_dim
+    order = latents.shown()
+    position = mean_over(codes, roles, "y", "x")  # y, x, z_dim: a row of the map is a y, from top to bottom
+    scale = mean_over(codes, roles, "shape", "scale")  # shapes, values, z_dim
+    rotation = mean_over(codes, roles, "shape", "rotation")
     most = 1.1 * max(abs(part[..., order]).max() for part in (position, scale, rotation))
-    with figure(path, 2.2 + len(order), 5, not_shown(kld)) as drawn:
+    rows = {"scale": (scale, ["small", "large"]), "rotation": (rotation, ["0", "360\u00b0"])}
+    with figure(path, 2.2 + len(order), 5, latents.not_shown()) as drawn:
         panels = drawn.subplots(3, len(order), squeeze=False, height_ratios=[1.3, 1, 1])
-        for (heat, *curves), j in zip(panels.T, order):
-            heat.set_title(label(j, kld, top_factor).replace("  ", "\n"), fontsize=10)
-            # A row of the map is a posY, from top to bottom as in the images.
-            mesh = heat.imshow(position[..., j].T, cmap="RdBu_r", vmin=-most, vmax=most)
-            heat.set(xticks=[], yticks=[], xlabel="posX \u2192")
-            for axes, name, means, end in zip(
-                curves, ("scale", "rotation (\u00b0)"), (scale, rotation), ((0.5, 1), (0, 360))
-            ):
-                x = np.linspace(*end, means.shape[1], endpoint=name == "scale")
-                for (shape, color), mean in zip(SHAPE_COLORS.items(), means[..., j]):
-                    axes.plot(x, mean, color=color, label=shape)
+        for (heat, *below), j in zip(panels.T, order):
+            heat.set_title(latents.label(j).replace("  ", "\n"), fontsize=10)
+            mesh = heat.imshow(position[..., j], cmap="RdBu_r", vmin=-most, vmax=most)
+            heat.set(xticks=[], yticks=[], xlabel="x \u2192")
+            for axes, (name, (means, ends)) in zip(below, rows.items()):
+                for shape, line, mean in zip(shapes, SHAPE_COLORS, means[..., j]):
+                    axes.plot(np.linspace(0, 1, len(mean)), mean, color=line, label=shape)
                 axes.axhline(0, color="lightgrey", linewidth=0.8, zorder=0)
-                axes.set(xlabel=name, ylim=(-most, most), xticks=end)
+                axes.set(xlabel=name, ylim=(-most, most))
+                axes.set_xticks([0, 1], ends)
                 axes.tick_params(labelsize=8, labelleft=j == order[0])
-        for axes, name in zip(panels[:, 0], ("\u2190 posY", "mean", "mean")):
+        for axes, name in zip(panels[:, 0], ("\u2190 y", "mean", "mean")):
             axes.set_ylabel(name)
         drawn.colorbar(mesh, ax=panels[0, :], pad=0.01, aspect=10, label="mean")
-        drawn.legend(*panels[1, 0].get_legend_handles_labels(), loc="outside lower left", ncols=3)
+        drawn.legend(*panels[1, 0].get_legend_handles_labels(), loc="outside lower left", ncols=len(shapes))
 
 
-def mutual_information(information, entropy, names, kld, path):
-    """Draw the mutual information of each active latent and factor, in nats and as a share of the factor's entropy.
+def mutual_information(entropy, names, latents, path):
+    """Draw the mutual information of each latent and factor. entropy: of each of the K factors in nats; names: theirs."""
+    share = latents.information / entropy  # z_dim, K
+    texts = [[f"{i:.2f}  ({part:.0%})" for i, part in zip(*row)] for row in zip(latents.information, share)]
+    columns = [f"{name}\n{h:.2f} nats" for name, h in zip(names, entropy)]
+    title = "Mutual information of latent and factor: nats (share of the factor's entropy)"
+    heat_map(share, texts, columns, title, latents, path)
 
-    information: (z_dim, K) nats; entropy: of each factor, (K,) nats; names: K factors.
-    """
-    order = active(kld)
-    share = information[order] / entropy
-    with figure(path, 2.5 + 1.25 * len(names), 1.7 + 0.52 * len(order), not_shown(kld)) as drawn:
+
+def total_effect(effect, names, latents, path):
+    """Draw the total effect of each factor on each latent, (z_dim, K), see evaluation.metrics."""
+    texts = [[f"{value:.2f}" for value in row] for row in effect]
+    title = "Total effect: share of a latent's variance\nthat changes when this factor alone is drawn anew"
+    heat_map(effect, texts, names, title, latents, path)
+
+
+def heat_map(values, texts, columns, title, latents, path):
+    """Draw values in [0, 1], (z_dim, K), of each latent shown and each factor as colours, with texts (z_dim, K) on them."""
+    order = latents.shown()
+    with figure(path, 1.6 + 1.25 * len(columns), 1.7 + 0.52 * len(order), latents.not_shown()) as drawn:
         axes = drawn.subplots()
-        mesh = axes.imshow(share, cmap="Blues", vmin=0, vmax=1, aspect="auto")
-        for row, column in np.ndindex(share.shape):
-            text = f"{information[order[row], column]:.2f}  ({share[row, column]:.0%})"
-            color = "white" if share[row, column] > 0.55 else "black"
-            axes.text(column, row, text, ha="center", va="center", color=color, fontsize=9)
-        axes.set_xticks(range(len(names)), [f"{name}\n{h:.2f} nats" for name, h in zip(names, entropy)])
-        axes.set_yticks(range(len(order)), [label(j, kld) for j in order])
+        axes.imshow(np.asarray(values)[order], cmap="Blues", vmin=0, vmax=1, aspect="auto")
+        for row, j in enumerate(order):
+            for column, text in enumerate(texts[j]):
+                ink = "white" if values[j][column] > 0.55 else "black"
+                axes.text(column, row, text, ha="center", va="center", color=ink, fontsize=9)
+        axes.set_xticks(range(len(columns)), columns)
+        axes.set_yticks(range(len(order)), [latents.label(j) for j in order])
         axes.xaxis.tick_top()
         axes.tick_params(length=0)
-        axes.set_title(
-            "Mutual information of latent and factor: nats (share of the factor's entropy)", fontsize=10
-        )
-        drawn.colorbar(mesh, label="share of the factor's entropy", pad=0.02)
+        axes.set_title(title, fontsize=10)
+
+
+def plane(images, turns, seed, pair, latents, path):
+    """Draw what is decoded in the plane of a pair of latents, and over it the codes of shapes that turn once round.
+
+    images: (side, side, C, H, W) in [0, 1], of pictures.plane; turns: {shape: means (rotations, z_dim)}, may be empty;
+    seed: name of the image that all other latents are taken from.
+    """
+    images = crop(images, dark_margin([images]))
+    side, _, channels, height, width = images.shape
+    # imshow begins at the top, where the highest value stands
+    page = images.flip(0).permute(0, 3, 1, 4, 2).reshape(side * height, side * width, channels)
+    end = 3 + 3 / (side - 1)  # half a tile beyond the last value
+    reach = max([end, *(1.05 * codes[:, list(pair)].abs().max().item() for codes in turns.values())])
+    with figure(path, 8, 8.7 if turns else 8) as drawn:
+        axes = drawn.subplots()
+        brightness = 0.6 if turns else 1  # lines stand out on grey
+        axes.imshow((page.expand(-1, -1, 3) * brightness).numpy(), extent=(-end, end, -end, end))
+        for (shape, codes), line in zip(turns.items(), SHAPE_COLORS):
+            x, y = codes[:, list(pair)].T.numpy()
+            axes.plot(x, y, ".-", color=line, label=shape)
+            axes.plot(x[0], y[0], "o", color=line, markeredgecolor="white", markersize=10)
+        axes.set(xlim=(-reach, reach), ylim=(-reach, reach), xticks=range(-3, 4), yticks=range(-3, 4))
+        axes.set(xlabel=latents.label(pair[0], ",  "), ylabel=latents.label(pair[1], ",  "))
+        axes.set_title(f"The plane of two latents, decoded; all others as in the input: {seed}", loc="left")
+        if turns:
+            title = (
+                "Codes of each shape turning once round, the largest in the middle (large dot: not turned)"
+            )
+            drawn.legend(loc="outside lower center", ncols=len(turns), title=title, frameon=False)
 
 
 # Curves of log.csv; without a row in it, none is drawn.
 
 
 def read_curves(log):
-    """Lines {name: values} of each of CURVES, {win: lines}, and the last KL of each latent; log: {column: values}."""
-    kld = [log[f"kld_{j}"][-1] for j in range(sum(name.startswith("kld_") for name in log))]
+    """Lines {name: values} of each of CURVES, and the Latents at the last row; log: {column: values}."""
+    latents = Latents([values[-1] for values in vectors(log, "kld").values()])
     lines = {}
     for win, (_, _, columns) in CURVES.items():
         lines[win] = {}
         for column, name in columns.items():
-            for j in active(kld) if column.endswith("_") else [""]:
-                lines[win][f"{name}{j}"] = log.get(f"{column}{j}", math.nan)
-    if np.isnan(lines["kld"]["C"]).all():  # of another objective than B
-        del lines["kld"]["C"]
-    return lines, kld
+            if column.endswith("_"):
+                each = vectors(log, column[:-1])
+                lines[win] |= {f"{name}{j}": each[j] for j in latents.shown()}
+            elif not np.isnan(log.get(column, math.nan)).all():  # C is empty with other objectives than B
+                lines[win][name] = log[column]
+    return lines, latents
 
 
 def plot(axes, x, lines, title, unit, names=None):
-    """Draw lines {name: values} against iterations x: latents, by KL, in colours; C dashed; names: for the legend."""
-    colors, marker = iter(COLORS), "." if len(x) < 50 else ""
+    """Draw lines {name: values} against iterations x: latents in their colours; C dashed; names: for the legend."""
+    marker = "." if len(x) < 50 else ""
     for name, y in lines.items():
-        color = "darkgrey" if name == "C" else next(colors, "grey") if name.startswith("z_") else "black"
-        style = "--" if name == "C" else "-"
-        axes.plot(x, y, style, color=color, marker=marker, label=names[name] if names else name)
+        line, style = color(int(name[2:])) if name.startswith("z_") else ("black", "solid")
+        if name == "C":
+            line, style = "darkgrey", "dashed"
+        axes.plot(x, y, color=line, linestyle=style, marker=marker, label=names[name] if names else name)
     axes.set_title(title, loc="left", fontsize=11)
     axes.set(xlabel="iterations", ylabel=unit)
     axes.xaxis.set_major_formatter("{x:,.0f}")
@@ -144,13 +185,12 @@ def log_scale(axes):
     axes.yaxis.set_minor_formatter("{x:.0f}")
 
 
-def curves(log_path, path):
-    """Draw log.csv: a panel for each of CURVES."""
-    log = read_log(log_path)
+def curves(log, path):
+    """Draw log.csv, {column: values}: a panel for each of CURVES."""
     if not log["iter"]:
         return
-    lines, kld = read_curves(log)
-    with figure(path, 11, 8, not_shown(kld)) as drawn:
+    lines, latents = read_curves(log)
+    with figure(path, 11, 8, latents.not_shown()) as drawn:
         panels = dict(zip(CURVES, drawn.subplots(2, 2).flat))
         for win, (title, unit, _) in CURVES.items():
             plot(panels[win], log["iter"], lines[win], title, unit)
@@ -159,30 +199,34 @@ def curves(log_path, path):
         drawn.legend(*panels["kld"].get_legend_handles_labels(), loc="outside right upper", frameon=False)
 
 
-def capacity(log_path, top_factor, path, iteration):
-    """Draw C and the KL of each active latent up to iteration; the legend says what each codes there.
+def capacity(log, latents, path, iteration):
+    """Draw C and the KL of each latent shown up to iteration; the legend says what each codes there.
 
     Burgess et al. (2018), Fig. 3, draw the same of a generator that is given the true factors: one factor after the other
-    comes into use as C grows. top_factor: at that iteration.
+    comes into use as C grows. log: {column: values}; latents: at that iteration.
     """
-    log = read_log(log_path)
     count = sum(i <= iteration for i in log["iter"])
     if not count:
         return
     log = {column: values[:count] for column, values in log.items()}
-    lines, kld = read_curves(log)
+    lines, now = read_curves(log)
+    latents = replace(latents, kld=now.kld)
     lines = {name: values for name, values in lines["kld"].items() if name != "total"}
-    names = {f"z_{j}": label(j, kld, top_factor, "  ") for j in active(kld)}
+    names = {f"z_{j}": latents.label(j, "  ") for j in latents.shown()}
+    first, last = ([0] + log["iter"])[-2:]
     if "C" in lines:
-        names["C"] = f"C  up to {np.nanmax(lines['C']):.2f} nats"
+        at = np.flatnonzero(np.isfinite(lines["C"]))[-1]  # objective B_TC ends C
+        until = "" if log["iter"][at] == last else f" until {log['iter'][at]:,.0f}"
+        names["C"] = f"C  {lines['C'][at]:.2f} nats{until}"
     title = "KL of each latent from the prior"
-    if top_factor:
-        title += "\nand the factor it is most informative about (share of its mutual information)"
-    with figure(path, 10, max(4.5, 0.25 * len(lines) + 1), not_shown(kld)) as drawn:
+    if latents.top_factor:
+        title += ", and the factor\nit is most informative about (share of its information)"
+    with figure(path, 10, max(4.5, 0.25 * len(lines) + 1), latents.not_shown()) as drawn:
         axes = drawn.subplots()
         plot(axes, log["iter"], lines, title, NATS, names)
         axes.set_ylim(0)
-        drawn.legend(loc="outside right upper", frameon=False)
+        means = f"Means of iterations {first + 1:,.0f} to {last:,.0f}"
+        drawn.legend(loc="outside right upper", frameon=False, title=means, alignment="left")
 
 
 def rate_distortion(runs, results, path):
@@ -215,24 +259,21 @@ def study(values, path):
     """
     settings = list(next(iter(values.values())))
     columns = min(len(values), 4 if len(settings) <= 6 else 2)
-    rows = math.ceil(len(values) / columns)
-    width = max(2.6, 0.6 + 0.45 * len(settings))
+    rows, width = math.ceil(len(values) / columns), max(2.6, 0.6 + 0.45 * len(settings))
     foot = "A dot is a seed, a line the median of its setting."
     with figure(path, columns * width, 2.6 * rows + 0.4, foot) as drawn:
         panels = list(drawn.subplots(rows, columns, squeeze=False).flat)
         for axes in panels[len(values) :]:
             axes.set_axis_off()
         for axes, (metric, runs) in zip(panels, values.items()):
-            for place, setting in enumerate(settings):
-                points = runs[setting]
+            for place, points in enumerate(runs.values()):
                 x = place + 0.5 * (np.arange(len(points)) + 0.5) / len(points) - 0.25
                 axes.plot(x, points, "o", color="C0", alpha=0.6, markeredgewidth=0)
                 axes.hlines(np.median(points), place - 0.32, place + 0.32, color="black", linewidth=1.5)
             axes.set_title(f"{metric} ({UNITS[metric]})" if metric in UNITS else metric, fontsize=10)
             below = metric in list(values)[-columns:]  # no panel stands below
-            axes.set_xticks(
-                range(len(settings)), settings if below else [], rotation=90 * (len(settings) > 3)
-            )
+            names = settings if below else []
+            axes.set_xticks(range(len(settings)), names, rotation=90 * (len(settings) > 3))
             axes.set_xlim(-0.6, len(settings) - 0.4)
             axes.margins(y=0.12)
             if all(isinstance(value, int) for points in runs.values() for value in points):

@@ -1,9 +1,9 @@
-"""Pictures made of images (Pillow), and what all pictures share. Knows arrays, tensors and paths, no runs or flags.
+"""Pictures made of images (Pillow). Knows arrays, tensors and paths, no runs or flags.
 
 Arguments of several functions:
-    kld         KL of each latent in nats, z_dim floats; only active latents are shown, the highest KL first
-    top_factor  (factor, share) for each latent, or None for some or all (see evaluation.metrics.top_factor)
-    images      traversals of the latents active(kld), (S, L, 19, C, H, W) in [0, 1], H = W (see traverse)
+    latents     a latents.Latents; only latents.shown() are drawn
+    images      traversals of those, (S, L, 19, C, H, W) in [0, 1], H = W (see traverse)
+    decode      z (B, z_dim) -> logits (B, C, H, W)
 """
 
 import io
@@ -13,35 +13,13 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from utils import ACTIVE, atomic_file
+from utils import atomic_file
 
 VALUES = torch.arange(-9, 10) / 3  # of a traversed latent: -3 to 3 prior sigma
 TICKS = [f"{value:+.2g}" if value else "0" for value in VALUES]
 MAX_GIF = 1_000_000  # bytes
-
-
-# Names of latents.
-
-
-def active(kld):
-    """Latents with KL > ACTIVE, the highest first; the highest alone if there are none."""
-    order = sorted(range(len(kld)), key=lambda j: -kld[j])
-    return [j for j in order if kld[j] > ACTIVE] or order[:1]
-
-
-def not_shown(kld):
-    """How many latents active() leaves out: "7 inactive latents not shown"; "" for none."""
-    count = len(kld) - len(active(kld))
-    return f"{count} inactive latent{'s' * (count > 1)} not shown" if count else ""
-
-
-def label(j, kld, top_factor=None, separator="\n"):
-    """Name of latent j: its top factor if it is active, and its KL, as in "posX  93 %", "z_3  4.12 nats"."""
-    nats = f"z_{j}  {kld[j]:.2f} nats"
-    if not (top_factor and top_factor[j] and kld[j] > ACTIVE):
-        return nats
-    factor, share = top_factor[j]
-    return f"{factor}  {100 * share:.0f} %{separator}{nats}"
+NAMES = "A latent's name: the factor it is most informative about, and its share of the mutual information."
+MINUS = "-z: from high to low, so that x goes right, y down, size up."
 
 
 # Traversals.
@@ -49,74 +27,93 @@ def label(j, kld, top_factor=None, separator="\n"):
 
 @torch.no_grad()
 def traverse(decode, z, latents):
-    """Decode codes z (S, z_dim) with one of L latents at a time set to VALUES.
+    """Decode codes z (S, z_dim) with one of the L latents shown at a time set to VALUES, or to their negatives.
 
-    decode: z (B, z_dim) -> logits (B, C, H, W). Returns mean images (S, L, 19, C, H, W) on the CPU.
+    The direction is latents.sign(j): x goes right, y down, size up. Returns mean images (S, L, 19, C, H, W) on the CPU.
     """
-    codes = z[:, None, None].repeat(1, len(latents), len(VALUES), 1)  # S, L, 19, z_dim
-    for row, j in enumerate(latents):
-        codes[:, row, :, j] = VALUES.to(z)
+    order = latents.shown()
+    codes = z[:, None, None].repeat(1, len(order), len(VALUES), 1)  # S, L, 19, z_dim
+    for row, j in enumerate(order):
+        codes[:, row, :, j] = VALUES.to(z) * latents.sign(j)
     images = torch.stack([torch.sigmoid(decode(row)).cpu() for row in codes.flatten(0, 1)])
     return images.unflatten(0, codes.shape[:2])
 
 
-def traversals(images, seeds, kld, top_factor, path):
-    """Draw what each active latent does to each seed: a row per latent, a block of columns per seed.
+@torch.no_grad()
+def plane(decode, z, pair, side=13):
+    """Decode code z (z_dim,) with two latents set to side values each, from -3 to 3.
 
-    seeds: {name: image (C, H, W), or None for a random code}, in the order of images. One seed is shown from -3 to 3 in ten
-    steps, two in seven; more from -2 to 2 in five.
+    Returns mean images (side, side, C, H, W) on the CPU: a row is a value of the second latent, -3 first.
+    """
+    values = torch.linspace(-3, 3, side).to(z)
+    codes = z.repeat(side, side, 1)  # side, side, z_dim
+    codes[..., pair[0]], codes[..., pair[1]] = values, values[:, None]
+    return torch.stack([torch.sigmoid(decode(row)).cpu() for row in codes])
+
+
+def foot_of(latents, *lines):
+    """Lines below a page: these, what names and signs mean where there are any, and how many latents are left out."""
+    lines += (NAMES,) * any(map(latents.factor, latents.shown()))
+    lines += (MINUS,) * any(latents.sign(j) < 0 for j in latents.shown())
+    return "\n".join(filter(None, [*lines, latents.not_shown()]))
+
+
+def traversals(images, seeds, recon, latents, path):
+    """Draw what each latent does to each seed: a row per latent, a block of columns per seed.
+
+    seeds: {name: image (C, H, W), or None for a random code}, and recon: what is decoded from their codes, (S, C, H, W), both
+    in the order of images. One seed is shown from -3 to 3 in ten steps, two in seven; more from -2 to 2 in five.
     """
     steps = {1: range(0, 19, 2), 2: range(0, 19, 3)}.get(len(seeds), range(3, 16, 3))
-    inputs = {name: x.cpu() for name, x in seeds.items() if x is not None}
-    margin, middle = dark_margin([images[:, :, steps], *inputs.values()]), len(steps) // 2
-    head = ["input" if inputs else ""]
-    for name in seeds:
-        block = [None] * len(steps)
-        block[middle - 1] = name
-        if name in inputs:
-            block[middle] = crop(inputs[name], margin)
-        head += block
-    rows = [head, ["latent at", *[TICKS[step] for step in steps] * len(seeds)]]
-    for row, j in enumerate(active(kld)):
-        rows.append([label(j, kld, top_factor), *crop(images[:, row, steps], margin).flatten(0, 1)])
-    foot = ["A row changes one latent and keeps the others.", not_shown(kld)]
-    if top_factor:
-        foot.insert(
-            1, "Its name: the factor it is most informative about,\nwith its share of the mutual information."
-        )
-    tile = min(1600 // (len(steps) * len(seeds)), 102)
-    save(path, grid(rows, "\n".join(filter(None, foot)), tile, columns=len(steps)).save)
+    inputs = [x.cpu() for x in seeds.values() if x is not None]
+    margin, before = dark_margin([images[:, :, steps], recon, *inputs]), len(steps) // 2 - 1
+    head, above = [""], [""]
+    for (name, x), decoded in zip(seeds.items(), recon):
+        cells = [name, None if x is None else crop(x.cpu(), margin), crop(decoded, margin)]
+        words = ["", "", "decoded"] if x is None else ["", "input", "recon"]
+        for row, middle in ((head, cells), (above, words)):
+            row += [None] * before + middle + [None] * (len(steps) - before - 3)
+    rows = [above, head, ["latent at", *[TICKS[step] for step in steps] * len(seeds)]]
+    for row, j in enumerate(latents.shown()):
+        name = latents.label(j, sign=latents.sign(j))
+        rows.append([name, *crop(images[:, row, steps], margin).flatten(0, 1)])
+    foot = ["Each row sets one latent to these values and keeps the others at the mean of q(z|input)."]
+    if len(inputs) < len(seeds):
+        foot.append("random: instead of an input's code, one drawn from the prior N(0, 1).")
+    tile = max(64, min(1600 // (len(steps) * len(seeds)), 102))
+    font = min(tile * 3 // 8, 30)  # a word is as wide as a tile
+    save(path, grid(rows, foot_of(latents, *foot), tile, font=font, columns=len(steps)).save)
 
 
-def factors(decode, z, kld, top_factor, path, most=5):
+def factors(decode, z, latents, path, most=5):
     """Draw a block of rows for each of the latents with the highest KL, from -3 to 3 in several images.
 
-    As Higgins et al. (2017), Fig. 1 and 2, and Burgess et al. (2018). z: codes (S, z_dim), a row of each block. A latent
-    that does the same in all of its rows codes one factor.
+    As Higgins et al. (2017), Fig. 1 and 2, and Burgess et al. (2018). z: codes (S, z_dim), a row of each block.
     """
-    order = active(kld)[:most]
-    images = traverse(decode, z, order)[:, :, ::2]  # S, L, 10, C, H, W
+    order = latents.shown()[:most]
+    images = traverse(decode, z, latents)[:, :most, ::2]  # S, L, 10, C, H, W
     rows = [["latent at", *TICKS[::2]]]
     for i, j in enumerate(order):
         for s in range(len(z)):
-            rows.append([label(j, kld, top_factor) if s == len(z) // 2 else "", *images[s, i]])
-    save(path, grid(rows, "", tile=96, together=len(z)).save)
+            name = latents.label(j, sign=latents.sign(j)) if s == len(z) // 2 else ""
+            rows.append([name, *images[s, i]])
+    foot = (
+        f"Each block changes one latent in {len(z)} images. If it codes one factor, it does the same in all."
+    )
+    save(path, grid(rows, foot_of(latents, foot), tile=96, together=len(z)).save)
 
 
-def animation(images, names, kld, top_factor, path, most=10):
+def animation(images, names, latents, path, most=10):
     """Write a GIF of less than 1 MB: the latents with the highest KL go from -3 to 3 and back.
 
     A column per latent, a row per seed of names.
     """
-    order, grey = active(kld)[:most], images.shape[3] == 1
+    order, grey = latents.shown()[:most], images.shape[3] == 1
     tile = min(720 // len(order), 144)
-    captions = [label(j, kld, top_factor).replace("  ", "\n") for j in order]
+    captions = [latents.label(j, sign=latents.sign(j)).replace("  ", "\n") for j in order]
     images = crop(images[:, :most], dark_margin([images]))
-    others = (
-        not_shown(kld)
-        if len(active(kld)) <= most
-        else f"Only the {most} latents with the highest KL are shown."
-    )
+    cut = f"Only the {most} latents with the highest KL are shown."
+    others = cut if len(latents.shown()) > most else latents.not_shown()
     frames = []
     for value, step in zip(VALUES, images.unbind(dim=2)):  # S, L, C, H, W
         rows = [["", *captions], *([name, *row] for name, row in zip(names, step))]
