@@ -166,7 +166,7 @@ def test_active_latents_are_drawn_by_kl_and_no_line_for_what_an_objective_does_n
     assert windows["kld"]["opts"]["legend"] == ["total", "z_2", "z_0"]
     log = read_log(tmp_path / "log.csv")
     assert windows["var"]["Y"].T.tolist() == [log["var_2"], log["var_0"]]
-    assert windows["mu"]["opts"]["xlabel"].endswith("1 inactive latent not shown")
+    assert windows["mu"]["opts"]["xlabel"].endswith("1 latent under 0.1 nats not shown")
     assert windows["kld"]["opts"]["ylabel"] == "nats per image"
 
 
@@ -175,8 +175,8 @@ def test_a_latent_has_one_colour_in_all_windows_wherever_it_ranks(tmp_path):
         windows = drawn(write_run(tmp_path, kld_1=[kld_1] * 5))
         for win in ("kld", "mu", "var"):
             lines = windows[win]["opts"]["traceopts"]["plotly"]
-            assert lines["z_1"]["line"] == dict(zip(("color", "dash"), dashboard.latent_color(1)))
-    assert len({dashboard.latent_color(j) for j in range(40)}) == 40
+            assert lines["z_1"]["line"] == {"color": "#ff7f0e", "dash": "solid"}
+    assert len({str(dashboard.style(f"z_{j}")) for j in range(40)}) == 40
 
 
 def test_what_is_not_finite_is_a_gap(server, tmp_path):

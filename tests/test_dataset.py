@@ -87,9 +87,8 @@ def test_a_run_does_not_go_on_with_another_pixel_under_the_same_names(runs):
     runs.run("run", *flags, 3, *train)
     whole = (folder / "4.png").read_bytes()
     (folder / "4.png").write_bytes(grey(200))
-    for use in (train, ["--train", "no"]):
-        error = runs.run("run", *flags, 6, *use, status=1).stderr.splitlines()[-1]
-        assert "was made with 64x64, 9 images, colour" in error and "holds 64x64, 9 images, colour" in error
+    error = runs.run("run", *flags, 6, *train, status=1).stderr.splitlines()[-1]
+    assert "was made with 64x64, 9 images, colour" in error and "holds 64x64, 9 images, colour" in error
     (folder / "4.png").write_bytes(whole)
     run("folder", "--dset_dir", folder, "--channels", 1)  # prepared in another way
     assert "holds 64x64, 9 images, grey" in runs.run("run", *flags, 6, *train, status=1).stderr
@@ -98,14 +97,13 @@ def test_a_run_does_not_go_on_with_another_pixel_under_the_same_names(runs):
 
 
 @pytest.mark.slow
-def test_a_run_of_a_folder_is_drawn_with_its_images_and_no_others_are_prepared(runs, monkeypatch):
-    monkeypatch.chdir(runs.folder)
-    images, others = photos(runs.folder / "photos"), photos(runs.folder / "data")
-    draw = ["--train", "no", "--dset_dir"]
+def test_a_model_of_a_folder_draws_its_images_and_encodes_those_of_another(runs):
+    images, others = photos(runs.folder / "photos"), photos(runs.folder / "others", 5)
     runs.run("run", "--dataset", "folder", "--dset_dir", images, "--max_iter", 3)
-    error = runs.run("run", *draw, "data", status=1).stderr
-    assert f"give --dset_dir {images}" in error and error.count("\n") == 1 and not list(others.glob("*.npy"))
+    draw, codes = ["--train", "no", "--dset_dir"], runs.folder / "codes.npz"
     assert "pictures in" in runs.run("run", *draw, images).stdout
+    runs.run("run", *draw, others, "--save_output", "no", "--encode", codes)
+    assert np.load(codes)["mu"].shape == (5, 10)
 
 
 @pytest.mark.parametrize(
