@@ -32,9 +32,6 @@ def run_cli(prog, interrupted, run):
 
     SIGTERM and the like end run() as an exception does, so that no half-written file is left.
     """
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")  # names may hold what the console cannot print
     try:
         with handle_signals(lambda number, frame: sys.exit(128 + number), but="SIGINT"):
             return run() or 0

@@ -138,9 +138,11 @@ def test_a_checkpoint_cut_at_any_percent_gives_way_to_the_one_before(copied, cap
         assert same(Checkpoints(last.parent).load(), before)
         out = capsys.readouterr().out
         assert out.count("\n") == 1 and "last cannot be read" in out
+    copied.run("run", "--max_iter 20", NO_PICTURES)
+    assert same(read_checkpoint(copied.checkpoint("run", "previous")), before)  # not the damaged file
     copied.run("whole", "--max_iter 24", NO_PICTURES)
     copied.run("run", "--max_iter 24", NO_PICTURES)
-    assert_same_run(copied, "whole", "run")  # and no damaged file took the place of previous
+    assert_same_run(copied, "whole", "run")
     for which in ("last", "previous"):
         copied.checkpoint("run", which).write_bytes(b"nothing")
     assert "--overwrite True" in copied.refused("run") and last.read_bytes() == b"nothing"

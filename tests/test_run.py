@@ -19,7 +19,7 @@ from solver import Solver
 from utils import StopSignal, UserError, handle_signals
 
 NO_PICTURES = "--save_output no"
-PICTURES = {"traverse.png", "traverse.gif", "reconstruction.png", "factors.png"}
+PICTURES = {"traverse.png", "traverse.gif", "reconstruction.png", "factors.png", "plane.png"}
 
 
 # Resume.
