@@ -86,16 +86,16 @@ def summary(folder, name, log, iteration):
     flags = json.loads((folder / "args.json").read_text())["arguments"]
     lines = [name, f"iteration {iteration:,} of {flags['max_iter']:,}"]
     if log["iter"]:
-        lines.append(
-            f"reconstruction {log['recon_loss'][-1]:.1f}, KL {log['total_kld'][-1]:.2f} nats per image"
-        )
+        recon, kl = log["recon_loss"][-1], log["total_kld"][-1]
+        lines.append(f"reconstruction {recon:.1f}, KL {kl:.2f} nats per image")
     if scored := newest(folder, "metrics.json"):
         scores = json.loads((scored / "metrics.json").read_text())
         numbers = [f"{key} {value:.3g}" for key, value in scores.items() if isinstance(value, (int, float))]
         lines.append(f"scores at {int(scored.name):,}: {', '.join(numbers)}")
     lines.append(", ".join(f"{key} {value}" for key, value in flags.items()))
     paragraphs = "".join(f"<p>{html.escape(line)}</p>" for line in lines)
-    return window("text", "run", "Run", text=f"<div style='color: black; padding: 4px'>{paragraphs}</div>")
+    looks = "color: black; padding: 4px; font-size: 12px"
+    return window("text", "run", "Run", text=f"<div style='{looks}'>{paragraphs}</div>")
 
 
 # The server.
