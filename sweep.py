@@ -14,6 +14,7 @@ import argparse
 import contextlib
 import itertools
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -102,14 +103,18 @@ def open_pool(args, cuda):
     # Inside a function, so that dask sends its code, not a name to import: workers may start in any folder.
     def train(flags, printed, gpu=None):
         env = {**os.environ, "CUDA_VISIBLE_DEVICES": gpu} if gpu else None
-        with open(printed, "ab") as file:
+        with open(printed, "a+b") as file:
+            begin = file.seek(0, os.SEEK_END)
             for _ in range(4):
                 command = [sys.executable, "-u", path, *flags]
                 process = subprocess.Popen(command, cwd=cwd, env=env, stdout=file, stderr=file)
                 processes.append(process)
                 if process.wait() != -signal.SIGKILL:  # or else, perhaps for want of memory, it resumes
                     break
-        return process.returncode
+            file.seek(begin)
+            # Only main.py's own words: another sweep of this name may print its progress to this file.
+            errors = re.findall(r"main\.py: .*", file.read().decode(errors="replace"))
+        return errors[-1] if errors else f"status {process.returncode}"
 
     if args.scheduler:
         from distributed import Client
@@ -170,7 +175,7 @@ def train(args, runs, folder):
         while futures:
             for future in wait(futures, POLL, FIRST_COMPLETED).done:
                 run, where = futures.pop(future)
-                yield run, f"{future.exception() or f'status {future.result()}'}, {where}"
+                yield run, f"{future.exception() or future.result()}; {where}"
             bar.update(iterations() - bar.n)
 
 
