@@ -21,9 +21,7 @@ from images import (
     write_tar,
     write_zip,
 )
-from prepare.images import decode, find_files, read_image
 from prepare.sets import SETS
-from utils import UserError
 
 # What is read.
 
@@ -40,6 +38,12 @@ def test_celeba_is_the_whole_frame_and_crop_148_the_centre_square(tmp_path, crop
     [image] = prepared(tmp_path, source, crop=crop)
     expected = photo().crop(box).resize((64, 64), Image.Resampling.BILINEAR)
     assert np.abs(image.transpose(1, 2, 0) - np.asarray(expected).astype(int)).max() <= 1
+
+
+def test_an_image_smaller_than_the_crop_keeps_its_whole_short_side():
+    wide = Image.new("L", (120, 60), 0)
+    wide.paste(200, (30, 0, 90, 60))
+    assert (decoded(encoded(wide, "PNG"), crop=128) == 200).all()
 
 
 def test_chairs_are_the_centre_in_grey(tmp_path):
@@ -60,12 +64,6 @@ def test_jpegs_decoded_small_stay_within_two_grey_levels(size, crop):
     assert difference < 2 and (crop or difference > 0)  # at 0 nothing was decoded small
 
 
-def test_an_image_smaller_than_the_crop_keeps_its_whole_short_side():
-    wide = Image.new("L", (120, 60), 0)
-    wide.paste(200, (30, 0, 90, 60))
-    assert (decoded(encoded(wide, "PNG"), crop=128) == 200).all()
-
-
 @pytest.mark.parametrize("name", ["celeba", "3dchairs"])
 def test_the_usual_layouts_are_found_in_the_data_folder_archives_first(tmp_path, name):
     for i, place in enumerate(reversed(SETS[name].places), 1):
@@ -75,17 +73,6 @@ def test_the_usual_layouts_are_found_in_the_data_folder_archives_first(tmp_path,
         write(tmp_path / place, files)
         (tmp_path / f"{name}_64x64.json").unlink(missing_ok=True)
         assert len(prepared(tmp_path, name=name)) == i
-
-
-def test_the_real_sample_and_the_stand_in_are_read(shared):
-    for file, count, crop, channels in (
-        ("celeba_sample.zip", 20_000, 0, 3),
-        ("rendered_chairs_standin.tar", 7_440, 400, 1),
-    ):
-        files, _ = find_files(shared / "data" / file)
-        assert len(files) == count
-        pixels = np.stack([decode(read, 64, channels, crop)[0] for _, _, read in files[:: count // 40]])
-        assert 20 < pixels.std() and 60 < pixels.mean() < 252
 
 
 # Kinds of images.
@@ -126,14 +113,6 @@ def test_of_more_frames_the_first_is_used_and_a_line_says_so(tmp_path, kind, cap
     source = write_folder(tmp_path / "in", {f"a.{kind}": stack, "x.png": grey(9)})
     assert np.abs(prepared(tmp_path, source)[0].astype(int) - 10).max() <= 1
     assert f"1 with more frames: the first is used (first: 'a.{kind}')\n" in capsys.readouterr().out
-
-
-def test_one_image_file_can_be_read_alone(tmp_path):
-    write_folder(tmp_path, {"a.png": grey(7), "b.png": b"x"})
-    assert (read_image(tmp_path / "a.png", 32, 1) == np.full((1, 32, 32), 7, np.uint8)).all()
-    for name, why in (("b.png", "UnidentifiedImageError"), ("none.png", "FileNotFoundError")):
-        with pytest.raises(UserError, match=f"{name}: cannot be read .{why}"):
-            read_image(tmp_path / name, 32, 1)
 
 
 # What is left out.

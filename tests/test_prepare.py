@@ -122,15 +122,6 @@ def test_an_interrupted_preparation_leaves_the_old_set_and_starts_again(tmp_path
     assert len(prepared(folder, name="folder")) == 3
 
 
-@pytest.mark.slow
-def test_two_processes_may_prepare_the_same_data_at_once(tmp_path):
-    write_zip(tmp_path / "img_align_celeba.zip", FILES)
-    command = [sys.executable, "-m", "prepare", "celeba", "--dset_dir", tmp_path]
-    both = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL) for _ in range(2)]
-    assert [process.wait(600) for process in both] == [0, 0]
-    assert len(list(tmp_path.iterdir())) == 3 and len(prepared(tmp_path)) == 4
-
-
 # What it says.
 
 
@@ -147,12 +138,8 @@ def test_without_data_the_command_that_gets_it_is_printed(tmp_path, capsys):
     for name, place in (("celeba", "celeba/img_align_celeba"), ("3dchairs", "rendered_chairs.tar")):
         error = refusal(capsys, name, "--dset_dir", folder)
         assert place in error and f"python -m prepare {name} --dset_dir '{folder}' --download" in error
-
-
-def test_a_folder_that_does_not_exist_is_named_as_such(tmp_path, capsys):
-    for name in ("celeba", "folder"):
-        error = refusal(capsys, name, "--dset_dir", tmp_path / "nothing")
-        assert f"the folder {tmp_path / 'nothing'} does not exist" in error and "--archive FILE" in error
+    error = refusal(capsys, "folder", "--dset_dir", tmp_path / "nothing")
+    assert f"the folder {tmp_path / 'nothing'} does not exist" in error and "--archive FILE" in error
 
 
 @pytest.mark.parametrize(
