@@ -76,7 +76,8 @@ def list_tar(path):
                 read = partial(read_part, path, info.offset_data, info.size)
                 yield info.name.removeprefix("./"), info.size, read
     except tarfile.TarError:
-        raise UserError(f"{path} is cut short, or neither a zip nor an uncompressed tar") from None
+        what = "is cut short, or neither a zip nor an uncompressed tar: get it again, or unpack it"
+        raise UserError(f"{path} {what}") from None
 
 
 def read_part(path, start, size):

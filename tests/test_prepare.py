@@ -46,10 +46,14 @@ def test_a_second_call_prepares_nothing_and_what_changed_is_made_again(tmp_path,
 
 
 @pytest.mark.parametrize("form", WRITERS)
-def test_other_content_of_the_same_size_under_the_same_name_is_noticed(tmp_path, form):
-    for level in (10, 200):
-        files = {"a.bmp": encoded(Image.new("L", (64, 64), level), "BMP")}
-        assert (prepared(tmp_path, WRITERS[form](tmp_path / "in", files)) == level).all()
+def test_other_content_of_the_same_size_is_noticed_also_in_a_folder_that_was_moved(tmp_path, form):
+    dark, light = ({"a.bmp": encoded(Image.new("L", (64, 64), level), "BMP")} for level in (10, 200))
+    (old := tmp_path / "old").mkdir()
+    assert (prepared(old, WRITERS[form](old / "in", dark)) == 10).all()
+    old.rename(new := tmp_path / "new")
+    assert (prepared(new) == 10).all()
+    WRITERS[form](new / "in", light)
+    assert (prepared(new) == 200).all()
 
 
 @pytest.mark.parametrize("place", ["data/img_align_celeba", "data/img_align_celeba.zip", "in.zip"])
