@@ -7,10 +7,8 @@ import numpy as np
 import torch
 
 from prepare import dsprites
-from prepare.sets import DATASETS, MOST_WORKERS, default_distribution, describe, find_dsprites, find_images
+from prepare.sets import find_dsprites, find_images
 from utils import UserError
-
-__all__ = ["DATASETS", "MOST_WORKERS", "Batches", "DSprites", "Images", "default_distribution", "return_data"]
 
 
 def return_data(args, device="cpu"):
@@ -18,7 +16,6 @@ def return_data(args, device="cpu"):
 
     len()           number of images
     channels        1 or 3
-    distribution    of p(x|z): "bernoulli" or "gaussian"
     fingerprint     a text that changes when a pixel of the set does
     factor_names    of the known factors; None if unknown
     factor_sizes    sizes of the grid of known factors, last one fastest; None if unknown
@@ -30,12 +27,8 @@ def return_data(args, device="cpu"):
     if args.dataset == "dsprites":
         if size != 64:
             raise UserError(f"dSprites is 64x64: a network for {size}x{size} pixels needs another data set")
-        packed, fingerprint = find_dsprites(args.dset_dir)
-        print(fingerprint, flush=True)
-        return DSprites(packed, fingerprint, device)
-    options = dict(workers=args.num_workers, leave_out=(args.output_dir, args.ckpt_dir))
-    images, manifest = find_images(args.dataset, args.dset_dir, size, **options)
-    return Images(images, f"{size}x{size}, {describe(manifest)}", default_distribution(args.dataset), device)
+        return DSprites(*find_dsprites(args.dset_dir), device)
+    return Images(*find_images(args.dataset, args.dset_dir, size, workers=args.num_workers), device)
 
 
 class DSprites:
@@ -45,7 +38,6 @@ class DSprites:
     """
 
     channels = 1
-    distribution = default_distribution("dsprites")
     factor_names = dsprites.FACTOR_NAMES
     factor_sizes = dsprites.FACTOR_SIZES
     factor_roles = ("shape", "scale", "rotation", "x", "y")
@@ -78,10 +70,9 @@ class Images:
     factor_names = factor_sizes = factor_roles = None
     seed_images = {}
 
-    def __init__(self, images, fingerprint, distribution, device="cpu"):
+    def __init__(self, images, fingerprint, device="cpu"):
         self.images = torch.from_numpy(images)  # N, C, size, size uint8
-        self.channels, self.fingerprint = self.images.shape[1], fingerprint
-        self.distribution, self.device = distribution, torch.device(device)
+        self.channels, self.fingerprint, self.device = images.shape[1], fingerprint, torch.device(device)
         if self.device.type == "cuda" and self.images.nbytes < torch.cuda.mem_get_info(self.device)[0] / 2:
             self.images = self.images.to(self.device)
 

@@ -1,6 +1,6 @@
 """How an image gets from a folder to a batch.
 
-    images.open_images      folder, zip or tar -> image files
+    images.find_files       folder, zip or tar -> image files
     images.decode           an image file -> uint8 (C, size, size)
     images.make_array       all of them -> celeba_64x64.npy, uint8 (N, C, size, size)
     sets.find_images        does this if need be, and maps the array into memory

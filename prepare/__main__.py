@@ -11,37 +11,28 @@ main.py does the same by itself if the images are in --dset_dir already, as an a
 import argparse
 import sys
 
-from prepare.sets import DATASETS, MOST_WORKERS, SETS, find_dsprites, find_images
+from prepare.sets import SETS, find_dsprites, find_images
 from utils import Parser, count, file_name, run_cli, within
-
-
-def make_parser():
-    parser = Parser(
-        prog="prepare",
-        usage="python -m prepare DATASET [flags]",
-        description=__doc__.split("\n")[0],
-        allow_abbrev=False,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    add = parser.add_argument
-    # fmt: off
-    add("dataset", type=str.lower, choices=DATASETS, help="data set, in any case")
-    add("--dset_dir", type=file_name, default="data", help="folder of the data sets; of the images, for the data set folder")
-    add("--archive", type=file_name, help="zip, tar or folder of the images, or npz file of dSprites, if not where it is looked for")
-    add("--download", action="store_true", help="download the official file into dset_dir, unless it is there")
-    add("--image_size", type=within(count, 1, 2**16), default=64, help="side of the prepared images in pixels")
-    add("--crop", type=within(count, 0, 2**16), help="side in pixels of the centre square that is kept, or the short side where that is shorter; 0: the whole frame; without: "
-        "as prepared before, at first CelebA 0 (later papers 148), chairs 400")
-    add("--channels", type=int, choices=[1, 3],
-        help="1: grey, 3: colour; without: as prepared before, at first chairs 1, others 3")
-    add("--num_workers", type=within(count, 0, MOST_WORKERS + 1), default=2, help="number of threads that decode images")
-    # fmt: on
-    return parser
 
 
 def parse(argv=None):
     """Flags as a namespace; what makes no sense ends the program with one line and status 2."""
-    parser = make_parser()
+    parser = Parser(
+        "prepare", "python -m prepare DATASET [flags]", __doc__.split("\n")[0], allow_abbrev=False
+    )
+    parser.formatter_class = argparse.ArgumentDefaultsHelpFormatter
+    add = parser.add_argument
+    # fmt: off
+    add("dataset", type=str.lower, choices=SETS, help="data set, case-insensitive")
+    add("--dset_dir", type=file_name, default="data", help="folder of the data sets; for folder, of the images")
+    add("--archive", type=file_name, help="zip, tar or folder of the images, or npz file of dSprites, if not where it is looked for")
+    add("--download", action="store_true", help="download the official file into dset_dir, unless it is there")
+    add("--image_size", type=within(count, 1, 2**16), default=64, help="side of the prepared images in pixels")
+    add("--crop", type=within(count, 0, 2**16), help="side in pixels of the centre square that is kept, or the short side where that is shorter; 0: the whole frame; "
+        "if not given: as prepared before, at first CelebA 0 (later papers 148), chairs 400")
+    add("--channels", type=int, choices=[1, 3], help="1: grey, 3: colour; if not given: as prepared before, at first chairs 1, others 3")
+    add("--num_workers", type=within(count, 0, 257), default=2, help="number of threads that decode images")
+    # fmt: on
     args = parser.parse_args(argv)
     if args.dataset == "dsprites" and (args.crop is not None or args.channels or args.image_size != 64):
         parser.error("dSprites is 64x64 and grey: --crop, --channels and --image_size are for sets of images")
@@ -57,7 +48,7 @@ def run(args):
 
         archive = fetch(SETS[args.dataset].url, SETS[args.dataset].hash, args.dset_dir)
     if args.dataset == "dsprites":
-        print(find_dsprites(args.dset_dir, archive)[1])
+        find_dsprites(args.dset_dir, archive)
     else:
         settings = args.image_size, archive, args.crop, args.channels, args.num_workers
         find_images(args.dataset, args.dset_dir, *settings)

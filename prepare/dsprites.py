@@ -11,8 +11,7 @@ import zipfile
 
 import numpy as np
 
-from prepare.arrays import file_crc32, write_header
-from utils import UserError, atomic_file
+from utils import UserError
 
 FACTOR_NAMES = ("shape", "scale", "orientation", "posX", "posY")
 FACTOR_SIZES = (3, 6, 40, 32, 32)
@@ -91,29 +90,17 @@ def render():
     return packed.reshape(COUNT, 64).view(np.uint8).reshape(COUNT, 64, 8)
 
 
-def draw(path):
-    """Write the drawn set to path, npy."""
-    with atomic_file(path) as file:
-        write_header(file, PACKED)
-        file.write(render())
-
-
-def pack(npz, path):
-    """Write the images of the official npz file to path, npy, uint8 (737280, 64, 8); return the array's CRC-32.
-
-    Its 3 GB of images are streamed, its pickled metadata never read.
-    """
+def read_official(npz):
+    """Read the images of the official npz file as render() returns them; its pickled metadata are never read."""
     with open(npz, "rb") as file:
         md5 = hashlib.file_digest(file, "md5").hexdigest()
     if md5 != MD5:
-        raise UserError(
-            f"{npz} is not the official file of dSprites, or cut short (md5 {md5}, not {MD5}): remove it, and dSprites "
-            "is drawn, or get it again with python -m prepare dsprites --download"
-        )
-    with zipfile.ZipFile(npz) as archive, archive.open("imgs.npy") as images, atomic_file(path) as file:
-        start = write_header(file, PACKED)
+        raise UserError(f"{npz} is not the official file of dSprites (md5 {md5}): remove it, or get it again")
+    packed = np.empty(PACKED, np.uint8)
+    with zipfile.ZipFile(npz) as archive, archive.open("imgs.npy") as images:
         np.lib.format.read_magic(images)
         np.lib.format.read_array_header_1_0(images)  # uint8 (737280, 64, 64), as the md5 says
-        while data := images.read(2**24):  # a byte a pixel, 4,096 images
-            file.write(np.packbits(np.frombuffer(data, np.uint8)))  # rows of 64 pixels are whole bytes
-        return file_crc32(file, start)
+        for some in np.split(packed, 180):  # of 3 GB, a byte a pixel
+            pixels = np.frombuffer(images.read(8 * some.size), np.uint8)
+            some[:] = np.packbits(pixels).reshape(some.shape)
+    return packed

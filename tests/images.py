@@ -59,8 +59,8 @@ FILES = {f"img_align_celeba/{i:06}.jpg": encoded(photo(i)) for i in (3, 1, 40, 2
 
 
 def prepared(folder, archive=None, name="celeba", size=64, **wanted):
-    """The prepared images, uint8 (N, C, size, size), and the manifest."""
-    return find_images(name, folder, size, archive, **wanted)
+    """The prepared images, uint8 (N, C, size, size)."""
+    return find_images(name, folder, size, archive, **wanted)[0]
 
 
 def decoded(data, crop=0, channels=3):
@@ -72,9 +72,8 @@ def run(*flags, status=0):
 
 
 def refusal(capsys, *flags):
-    """The lines that `python -m prepare` ends with, at status 1, without the progress bar."""
-    capsys.readouterr()
+    """The one line that `python -m prepare` ends with, at status 1, below the progress bar."""
     run(*flags, status=1)
-    lines = [line for line in capsys.readouterr().err.splitlines() if line and "%|" not in line]
-    assert lines[0].startswith("prepare: "), lines
-    return "\n".join(lines)
+    [line] = [line for line in capsys.readouterr().err.splitlines() if line and "%|" not in line]
+    assert line.startswith("prepare: ")
+    return line

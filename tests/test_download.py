@@ -30,37 +30,34 @@ def server(monkeypatch, tmp_path):
     body = write_zip(tmp_path / "served.zip", FILES).read_bytes()
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         server.body, server.length, server.requests, server.status = body, len(body), 0, 200
-        url, sha256 = f"http://127.0.0.1:{server.server_address[1]}/{NAME}", hashlib.sha256(body).hexdigest()
+        url, sha256 = f"http://127.0.0.1:{server.server_port}/{NAME}", hashlib.sha256(body).hexdigest()
+        served = sets.SETS["celeba"]._replace(url=url, hash=f"sha256:{sha256}")
+        monkeypatch.setitem(sets.SETS, "celeba", served)
         monkeypatch.setenv("no_proxy", "127.0.0.1")
-        monkeypatch.setitem(
-            sets.SETS, "celeba", sets.SETS["celeba"]._replace(url=url, hash=f"sha256:{sha256}")
-        )
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=[0.01], daemon=True).start()
         yield server
         server.shutdown()
 
 
-def test_a_file_is_fetched_checked_prepared_and_not_fetched_again(server, tmp_path, capsys):
+def test_a_file_is_fetched_checked_prepared_and_not_fetched_again(server, tmp_path):
     for _ in range(2):
         run("celeba", "--dset_dir", tmp_path / "data", "--download")
     names = {path.name for path in (tmp_path / "data").iterdir()}
-    assert names == {"celeba_64x64.json", "celeba_64x64.npy", NAME}
-    assert server.requests == 1 and "not fetched again" in capsys.readouterr().out
+    assert names == {"celeba_64x64.json", "celeba_64x64.npy", NAME} and server.requests == 1
 
 
-@pytest.mark.parametrize("fault", ["another file", "broken off", "503", "no server"])
+@pytest.mark.parametrize(
+    "fault",
+    [
+        {"body": b"another file", "length": 12},
+        {"body": b"broken off"},
+        {"status": 503},
+    ],
+)
 def test_what_goes_wrong_is_one_line_that_says_what_to_fetch_by_hand_and_leaves_nothing(
-    server, tmp_path, fault, capsys, monkeypatch
+    server, tmp_path, fault, capsys
 ):
-    if fault == "no server":
-        celeba = sets.SETS["celeba"]._replace(url=f"http://127.0.0.1:1/{NAME}")
-        monkeypatch.setitem(sets.SETS, "celeba", celeba)
-    elif fault == "503":
-        server.status = 503
-    elif fault == "broken off":
-        server.body = server.body[:1000]
-    else:
-        server.body = b"x" + server.body[1:]
-    line = refusal(capsys, "celeba", "--dset_dir", tmp_path / "data", "--download").splitlines()[-1]
-    assert line.startswith("prepare: ") and sets.SETS["celeba"].url in line
-    assert str(tmp_path / "data" / NAME) in line and list((tmp_path / "data").iterdir()) == []
+    vars(server).update(fault)
+    line = refusal(capsys, "celeba", "--dset_dir", tmp_path / "data", "--download")
+    assert sets.SETS["celeba"].url in line and str(tmp_path / "data" / NAME) in line
+    assert list((tmp_path / "data").iterdir()) == []
