@@ -9,6 +9,8 @@ from utils import SHOWN
 
 COLORS = "#1f77b4 #ff7f0e #2ca02c #d62728 #9467bd #8c564b #e377c2 #7f7f7f #bcbd22 #17becf".split()
 STYLES = "solid", "dashed", "dotted", "dashdot"  # of latents 0 to 9, 10 to 19, ..
+PERCENT = "%: the named factor's share of the latent's mutual information with all factors."
+NATS = "nats: KL of the latent from the prior, per image."
 
 
 def color(j):
@@ -47,6 +49,11 @@ class Latents:
         """How many latents shown() leaves out: "7 latents under 0.1 nats not shown"; "" for none."""
         count = len(self.kld) - len(self.shown())
         return f"{count} latent{'s' * (count > 1)} under {SHOWN} nats not shown" if count else ""
+
+    def notes(self):
+        """Lines that stand below a picture: what the parts of a label mean, and how many latents are left out."""
+        percent = PERCENT if any(map(self.factor, self.shown())) else ""
+        return "\n".join(filter(None, [percent, NATS, self.not_shown()]))
 
     def factor(self, j):
         """The factor that latent j is most informative about and its share, "posX  93 %"; "" for none, or if it is not shown."""
