@@ -15,10 +15,9 @@ ROLES = {"shape", "scale", "rotation", "x", "y"}  # of the factors that latent_r
 NATS = "nats per image"
 UNITS = {"recon_loss": NATS, "total_kld": NATS, "total_correlation": "nats"}  # scores have none
 
-PLANE = (
-    "A tile is the image decoded where two latents have these values, all others as in the input ({}).",
-    "A line holds the codes of one shape, large and in the middle, as it turns once round (large dot: not",
-    "turned). So rotation changes along a line, and shape from line to line.",
+TURNS = (
+    " A line holds the codes of one shape, large and in the middle, as it turns once round (large dot: not turned). "
+    "Rotation changes along a line, shape from line to line. A shape without tiles of its own needs the other latents too."
 )
 
 # Title, unit of the y axis, and columns of log.csv with their names; kld_ stands for the KL of each latent shown.
@@ -74,10 +73,8 @@ def latent_response(codes, roles, shapes, latents, path):
                 axes.axhline(0, color="lightgrey", linewidth=0.8, zorder=0)
                 axes.set_ylim(-most, most)
                 axes.tick_params(labelsize=9)
-            below[0].set_xticks([0, 1], ["small", "large"])
-            below[1].set_xticks([0, 1], ["0", "360\u00b0"])
-            below[0].set_xlabel("scale")
-            below[1].set_xlabel("rotation")
+            below[0].set(xlabel="scale", xticks=[0, 1], xticklabels=["small", "large"])
+            below[1].set(xlabel="rotation", xticks=[0, 1], xticklabels=["0", "360\u00b0"])
         for axes, name in zip(panels[:, 0], ("\u2190 y", "mean of \u03bc", "mean of \u03bc")):
             axes.set_ylabel(name)
         drawn.colorbar(mesh, ax=panels[0, :], pad=0.01, aspect=10, label="mean of \u03bc")
@@ -125,8 +122,8 @@ def plane(images, turns, seed, pair, latents, path):
             axes.plot(x[0], y[0], "o", color=line, markeredgecolor="white", markersize=12)
         axes.set(xlim=(-reach, reach), ylim=(-reach, reach), xticks=range(-3, 4), yticks=range(-3, 4))
         axes.set(xlabel=latents.label(pair[0], ",  "), ylabel=latents.label(pair[1], ",  "))
-        title = "\n".join(PLANE if turns else PLANE[:1]).format(seed)
-        drawn.suptitle(title, x=0.01, ha="left", fontsize=12)
+        title = f"A tile is decoded where two latents have these values, all others as in the input ({seed})."
+        drawn.suptitle(textwrap.fill(title + TURNS * bool(turns), 98), x=0.01, ha="left", fontsize=12)
         if turns:
             axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.07), ncols=len(turns), frameon=False)
 
@@ -175,7 +172,8 @@ def curves(log, path):
             plot(panels[win], log["iter"], lines[win], title, unit)
         panels["recon"].set_yscale("log")
         panels["recon"].yaxis.set_major_formatter("{x:.0f}")
-        panels["recon"].yaxis.set_minor_formatter("{x:.0f}")
+        panels["recon"].yaxis.get_major_locator().set_params(subs=(1, 2, 3, 5))
+        panels["recon"].minorticks_off()
         panels["kld"].set_ylim(0)
         drawn.legend(*panels["kld"].get_legend_handles_labels(), loc="outside right upper", frameon=False)
 

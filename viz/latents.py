@@ -60,10 +60,10 @@ class Latents:
         top = self.top_factor and self.kld[j] > SHOWN and self.top_factor[j]
         return f"{top[0]}  {100 * top[1]:.0f} %" if top else ""
 
-    def label(self, j, separator="\n", sign=1):
-        """Name of latent j: its factor and its KL, as in "posX  93 %", "z_3  4.12 nats"; sign -1: of -z_3."""
-        nats = f"{'-' * (sign < 0)}z_{j}  {self.kld[j]:.2f} nats"
-        return separator.join(filter(None, [self.factor(j), nats]))
+    def label(self, j, separator="\n", signed=False):
+        """Name of latent j: its factor and its KL, as in "posX  93 %", "z_3  4.12 nats"; signed: -z_3 where sign(j) is -1."""
+        minus = "-" if signed and self.sign(j) < 0 else ""
+        return separator.join(filter(None, [self.factor(j), f"{minus}z_{j}  {self.kld[j]:.2f} nats"]))
 
     def sign(self, j):
         """The direction in which traversals go, so that x goes right, y down and size up: 1, or -1 for from high to low."""

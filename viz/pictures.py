@@ -6,10 +6,8 @@ Arguments of several functions:
     decode      z (B, z_dim) -> logits (B, C, H, W)
 """
 
-import io
 from functools import partial
 
-import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
@@ -73,7 +71,7 @@ def traversals(images, seeds, recon, latents, path):
     rows = [words, head, ["latent at", *[TICKS[step] for step in steps] * len(seeds)]]
     for row, j in enumerate(latents.shown()):
         cells = crop(images[:, row, steps], margin).flatten(0, 1)
-        rows.append([latents.label(j, sign=latents.sign(j)), *cells])
+        rows.append([latents.label(j, signed=True), *cells])
     line = "Each row sets one latent to these values and keeps the others at the mean of q(z|input)."
     if len(inputs) < len(seeds):
         line += "\nrandom: instead of an input's code, one drawn from the prior N(0, 1)."
@@ -89,11 +87,9 @@ def factors(decode, z, latents, path, most=5):
     rows = [["latent at", *TICKS[::2]]]
     for i, j in enumerate(latents.shown()[:most]):
         names = [""] * len(z)
-        names[len(z) // 2] = latents.label(j, sign=latents.sign(j))
+        names[len(z) // 2] = latents.label(j, signed=True)
         rows += [[name, *row] for name, row in zip(names, images[:, i])] + [[""]]
-    line = (
-        f"Each block changes one latent in {len(z)} images. If it codes one factor, it does the same in all."
-    )
+    line = f"A block changes one latent in {len(z)} images. If it codes one factor, it does the same in all."
     save(path, grid(rows, foot(latents, line), TILE).save)
 
 
@@ -103,7 +99,7 @@ def animation(images, names, latents, path, most=10):
     A column per latent, a row per seed of names. In colour it has half the frames, or it would take megabytes.
     """
     order, grey = latents.shown()[:most], images.shape[3] == 1
-    captions = [latents.label(j, sign=latents.sign(j)).replace("  ", "\n") for j in order]
+    captions = [latents.label(j, signed=True).replace("  ", "\n") for j in order]
     images = crop(images[:, :most], dark_margin([images]))
     frames = []
     for step in range(0, len(VALUES), 1 if grey else 2):
@@ -180,12 +176,10 @@ def text_width(face, *texts):
 def picture(image):
     """An image (C, H, W) in [0, 1], 1 or 3 channels, as an RGB image."""
     pixels = image.clamp(0, 1).mul(255).round().byte().expand(3, -1, -1).permute(1, 2, 0)
-    return Image.fromarray(np.ascontiguousarray(pixels.numpy()))
+    return Image.fromarray(pixels.contiguous().numpy())
 
 
 def save(path, draw):
     """Write a picture with draw(file, format=); the file is replaced whole, and several processes may write it."""
-    buffer = io.BytesIO()
-    draw(buffer, format=path.suffix[1:])
     with atomic_file(path) as file:
-        file.write(buffer.getbuffer())
+        draw(file, format=path.suffix[1:])
