@@ -26,10 +26,10 @@ def ramps(seeds=1, latents=2, channels=1):
 def figure(monkeypatch, tmp_path):
     """Calls a drawing function and returns the matplotlib figure that it saved."""
 
-    def draw(function, *args, **options):
+    def draw(function, *args):
         caught = []
         monkeypatch.setattr(figures, "save", lambda path, write: caught.append(write.__self__))
-        function(*args, tmp_path / "x.png", **options)
+        function(*args, tmp_path / "x.png")
         caught[0].savefig(tmp_path / "x.png")  # it can be drawn
         return caught[0]
 
