@@ -102,8 +102,9 @@ def test_traversals_stand_in_rows_by_kl_beside_each_other_for_each_seed(tmp_path
     pictures.traversals(ramps(seeds), names, recon, LATENTS, tmp_path / "x.png")
     above, head, values, *rows = table["rows"]
     assert texts(head) == ["", *names] and texts(values)[1:] == ticks.split() * seeds
-    for i in (i for i, cell in enumerate(above) if cell == "input"):  # the reconstruction beside the input
-        assert above[i + 1] == "recon" and (head[i].max(), head[i + 1].max()) == (1, 0.5)
+    for name, i in zip(names, range(1, 100, len(ticks.split()))):  # the reconstruction beside the input
+        assert head[i] == name and above[i + 1 : i + 3] == ["input", "recon"]
+        assert (head[i + 1].max(), head[i + 2].max()) == (1, 0.5)
     assert [texts(row) for row in rows] == [[name] for name in NAMES]
     shown = torch.stack([torch.stack(row[1:]) for row in rows])[..., 0, 32, 32]
     steps = [9 + 3 * int(tick) for tick in ticks.split()]
@@ -114,8 +115,10 @@ def test_traversals_stand_in_rows_by_kl_beside_each_other_for_each_seed(tmp_path
 
 def test_rows_from_high_to_low_and_codes_of_no_image_are_explained(tmp_path, table):
     seeds, recon = {"image": torch.ones(1, 64, 64), "random": None}, torch.ones(2, 1, 64, 64)
-    pictures.traversals(ramps(2), seeds, recon, Latents(KLD, signs=[1, -1, 1]), tmp_path / "x.png")
+    falling = Latents(KLD, signs=[1, -1, 1])
+    pictures.traversals(ramps(2), seeds, recon, falling, tmp_path / "x.png")
     assert [row[0] for row in table["rows"][3:]] == ["-z_1  3.00 nats", "z_0  0.50 nats"]
+    assert falling.label(1) == "z_1  3.00 nats"  # where it is drawn from low to high
     assert "x goes right" in table["foot"] and "drawn from the prior" in table["foot"]
     pictures.traversals(ramps(), {"image": recon[0]}, recon[:1], Latents(KLD), tmp_path / "x.png")
     assert "x goes right" not in table["foot"] and "drawn from the prior" not in table["foot"]
