@@ -178,9 +178,7 @@ def read_result(run):
     scores = study.read_scores(run.folder, numbers.get("iterations"), run.args.metrics)
     try:
         state = read_checkpoint(Path(run.args.ckpt_dir) / run.name / "last")
-        same = defining_flags(state["arguments"], vars(run.args)) == defining_flags(
-            vars(run.args), vars(run.args)
-        )
+        same = defining_flags(state["arguments"], vars(run.args)) == defining_flags(vars(run.args), vars(run.args))
         trained = same and state["iter"] >= run.args.max_iter
     except UserError:  # missing or damaged: main.py begins, or takes an earlier one
         trained = False
