@@ -13,12 +13,11 @@ summary.png and a text file of what each run prints.
 import argparse
 import contextlib
 import itertools
-import logging
 import os
+import re
 import signal
 import subprocess
 import sys
-import threading
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from functools import partial
 from pathlib import Path
@@ -31,13 +30,12 @@ from tqdm import tqdm
 import main as program
 from dataset import return_data
 from evaluation import study
-from run.checkpoint import read_checkpoint
+from run.checkpoint import Checkpoints
 from run.folder import defining_flags
-from utils import Parser, UserError, count, file_name, progress, run_cli, within
+from utils import Parser, count, file_name, progress, run_cli, within
 from viz import dashboard
 
 SINGLE = {"train", "ckpt_name", "overwrite", "image", "encode"}  # flags of main.py that a sweep does not take
-RETRIES = 3  # of a run whose process was killed
 POLL = 1  # seconds between looks at the logs, for the progress bar
 
 
@@ -65,24 +63,20 @@ def parse(argv=None):
     for name in vars(program.make_parser().parse_args([])).keys() - SINGLE:
         parser.add_argument(f"--{name}", nargs="+", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
-    flags = {"threads": ["1"], "seed": ["1"]}
+    flags = {"threads": ["1"], "seed": ["1"], "viz_name": ["main"]}
     flags |= {name: texts for name, texts in vars(args).items() if isinstance(texts, list)}
-    if viz_name := flags.pop("viz_name", None):  # of a run script
-        args.sweep_name = args.sweep_name or f"{viz_name[-1]}_sweep"
-    if not args.sweep_name:
-        parser.error("--sweep_name is missing")
-    return args, grid(args.sweep_name, {name: expand(name, texts) for name, texts in flags.items()})
+    viz_name = flags.pop("viz_name")[-1]  # a run script's; each run gets its own
+    args.sweep_name = args.sweep_name or f"{viz_name}_sweep"
+    return args, grid(args.sweep_name, {name: expand(texts) for name, texts in flags.items()})
 
 
-def expand(name, texts):
+def expand(texts):
     """Return the values of a flag in texts such as "1,4,8" or "0-9", each once, as typed."""
-    if name.endswith(("_dir", "_name", "_server")):  # names may hold commas
-        return texts
     values = []
-    for part in ",".join(texts).split(","):
-        first, _, last = part.partition("-")
+    for text in ",".join(texts).split(","):
+        first, _, last = text.partition("-")
         numbers = first.isdecimal() and last.isdecimal() and range(int(first), int(last) + 1)
-        values += map(str, numbers or [part])
+        values += map(str, numbers or [text])
     return list(dict.fromkeys(values))
 
 
@@ -98,113 +92,90 @@ def grid(sweep_name, flags):
     return runs
 
 
-def make_task():
-    """Return train(flags, printed, gpu), which runs main.py until it ends by itself and returns its last words.
-
-    It is a function inside another so that dask sends its code, not a name to import: workers may start in any folder.
-    """
-    path, cwd = str(Path(program.__file__).resolve()), os.getcwd()
-
-    def train(flags, printed, gpu=None, started=lambda process: None):
-        env = {**os.environ, "CUDA_VISIBLE_DEVICES": gpu} if gpu else None
-        with open(printed, "ab") as file:
-            begin = file.tell()
-            for _ in range(1 + RETRIES):
-                command = [sys.executable, "-u", path, *flags]
-                process = subprocess.Popen(command, cwd=cwd, env=env, stdout=file, stderr=file)
-                started(process)
-                status = process.wait()
-                # Other signals than these two kill it, perhaps for want of memory: it resumes.
-                if status >= 0 or -status in (signal.SIGINT, signal.SIGTERM):
-                    break
-        lines = Path(printed).read_bytes()[begin:].decode(errors="replace").splitlines()
-        # Another sweep of this name may print to the same file, such as a progress bar, even in front of this line.
-        own = [line[line.index("main.py: ") :] for line in lines if "main.py: " in line] or lines or [""]
-        return f"{own[-1].strip()} (status {status}; all that it printed: {printed})"
-
-    return train
-
-
 @contextlib.contextmanager
 def open_pool(args, cuda):
-    """Within `with`: submit(flags, printed), which trains a run as soon as there is room for it and returns a future.
+    """Within `with`: submit(flags, printed), which runs main.py as soon as there is room for it and returns a future.
 
     Leaving it early lets the runs of this machine save and end; those of a scheduler's workers go on to their end.
     """
-    if args.scheduler:
-        try:
-            from distributed import Client
+    path, cwd, processes = str(Path(program.__file__).resolve()), os.getcwd(), []
 
-            for name in ("distributed", "distributed.client"):  # it would print tracebacks
-                logging.getLogger(name).setLevel(logging.CRITICAL)
-            client = Client(args.scheduler)
-        except (ImportError, OSError, ValueError) as error:
-            raise UserError(f"no dask scheduler at {args.scheduler}: {error}") from None
-        with client:
-            yield partial(client.get_executor(pure=False).submit, make_task())
+    # Inside a function, so that dask sends its code, not a name to import: workers may start in any folder.
+    def train(flags, printed, gpu=None):
+        env = {**os.environ, "CUDA_VISIBLE_DEVICES": gpu} if gpu else None
+        with open(printed, "a+b") as file:
+            begin = file.seek(0, os.SEEK_END)
+            for _ in range(4):
+                command = [sys.executable, "-u", path, *flags]
+                process = subprocess.Popen(command, cwd=cwd, env=env, stdout=file, stderr=file)
+                processes.append(process)
+                if process.wait() != -signal.SIGKILL:  # or else, perhaps for want of memory, it resumes
+                    break
+            file.seek(begin)
+            # Only main.py's own words: another sweep of this name may print its progress to this file.
+            errors = re.findall(r"main\.py: .*", file.read().decode(errors="replace"))
+        return errors[-1] if errors else f"status {process.returncode}"
+
+    if args.scheduler:
+        from distributed import Client
+
+        with Client(args.scheduler) as client:
+            yield partial(client.get_executor(pure=False).submit, train)
         return
 
     n = torch.cuda.device_count() if cuda else 0
-    gpus = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(n)))).split(",")[:n]
-    each, local, train = itertools.cycle(gpus or [None]), threading.local(), make_task()
-    processes, stopping = [], threading.Event()
+    gpus = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(n)))).split(",")[:n] or [None]
+    parallel = args.parallel or n or joblib.cpu_count()
+    free = [gpus[i % len(gpus)] for i in range(parallel)]
 
-    def take_gpu():
-        local.gpu = next(each)
+    def train_here(flags, printed):
+        gpu = free.pop()
+        try:
+            return train(flags, printed, gpu)
+        finally:
+            free.append(gpu)
 
-    def started(process):
-        processes.append(process)
-        if stopping.is_set():
-            process.terminate()
-
-    # A thread has one GPU, and trains one run at a time.
-    pool = ThreadPoolExecutor(args.parallel or n or joblib.cpu_count(), initializer=take_gpu)
+    pool = ThreadPoolExecutor(parallel)
     try:
-        yield lambda *task: pool.submit(lambda: train(*task, local.gpu, started))
+        yield partial(pool.submit, train_here)
     finally:
-        stopping.set()
         pool.shutdown(wait=False, cancel_futures=True)
         for process in processes:  # Ctrl-C has reached them, too: main.py counts both as one
             process.terminate()
         pool.shutdown()
 
 
-# The sweep.
-
-
 def read_result(run):
     """Read from disk how far a run is. It is finished when main.py has nothing left to train or to score."""
     numbers = study.read_numbers(run.folder)
     scores = study.read_scores(run.folder, numbers.get("iterations"), run.args.metrics)
-    try:
-        state = read_checkpoint(Path(run.args.ckpt_dir) / run.name / "last")
-        same = defining_flags(state["arguments"], vars(run.args)) == defining_flags(vars(run.args), vars(run.args))
-        trained = same and state["iter"] >= run.args.max_iter
-    except UserError:  # missing or damaged: main.py begins, or takes an earlier one
-        trained = False
-    finished = trained and (run.args.metrics == "none" or bool(scores))
-    return study.Result(run.name, run.settings, finished, numbers | scores)
+    flags = vars(run.args)
+    state = Checkpoints(Path(run.args.ckpt_dir) / run.name).load()
+    same = state and defining_flags(state["arguments"], flags) == defining_flags(flags, flags)
+    finished = same and state["iter"] >= run.args.max_iter and (run.args.metrics == "none" or scores)
+    return study.Result(run.name, run.settings, bool(finished), numbers | scores)
 
 
-def train(args, runs, folder, ended):
-    """Train runs, with a progress bar. folder: for what they print; ended(run, reason) is called as each one ends."""
+def train(args, runs, folder):
+    """Train runs, with a progress bar; yield each one as it ends and how it ended. folder: for what they print."""
     for flags in {run.args.dataset: run.args for run in runs}.values():
         return_data(flags)  # prepared once, before the processes start
 
     def iterations():
         return sum(min(study.iterations(run.folder), run.args.max_iter) for run in runs)
 
-    total = sum(run.args.max_iter for run in runs)
     # miniters: with its own, tqdm does not keep to a line every 30 s in a file
-    bar = progress(total=total, initial=iterations(), unit="it", delay=0, leave=True, miniters=1)
-    with open_pool(args, runs[0].args.cuda) as submit, bar:
-        printed = {run.name: str(folder.absolute() / f"{Path(run.name).name}.txt") for run in runs}
-        futures = {submit(run.flags, printed[run.name]): run for run in runs}
+    options = dict(initial=iterations(), unit="it", delay=0, leave=True, miniters=1)
+    total = sum(run.args.max_iter for run in runs)
+    with open_pool(args, runs[0].args.cuda) as submit, progress(total=total, **options) as bar:
+        futures = {}
+        for run in runs:
+            printed = str(folder.absolute() / f"{Path(run.name).name}.txt")
+            futures[submit(run.flags, printed)] = run, f"what it printed: {printed}"
         while futures:
             for future in wait(futures, POLL, FIRST_COMPLETED).done:
-                if future.cancelled():
-                    raise UserError(f"lost the scheduler {args.scheduler}: start it and the sweep again")
-                ended(futures.pop(future), future.exception() or future.result())
+                run, where = futures.pop(future)
+                yield run, f"{future.exception() or future.result()}; {where}"
             bar.update(iterations() - bar.n)
 
 
@@ -224,13 +195,11 @@ def run_sweep(args, runs):
             board.send(dashboard.study(folder, name))
         return f"{finished} of {len(runs)} runs are finished"
 
-    def ended(run, reason):
-        results[run.name] = result = read_result(run)
-        tqdm.write(f"{run.name}: {'finished' if result.finished else f'failed, {reason}'}; {summarise()}")
-
     print(f"{name}: {summarise()}", flush=True)
-    if unfinished := [run for run in runs if not results[run.name].finished]:
-        train(args, unfinished, folder, ended)
+    unfinished = [run for run in runs if not results[run.name].finished]
+    for run, how in train(args, unfinished, folder) if unfinished else ():
+        results[run.name] = result = read_result(run)
+        tqdm.write(f"{run.name}: {'finished' if result.finished else f'failed, {how}'}; {summarise()}")
     print(f"{name}: {summarise()}; see {folder}")
     return int(not all(each.finished for each in results.values()))
 

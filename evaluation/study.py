@@ -49,40 +49,33 @@ def read_numbers(folder):
 def read_scores(folder, iteration, level):
     """Read the scores of a run's folder at an iteration; {} if there are none of this level of --metrics."""
     path = Path(folder) / str(iteration) / "metrics.json"
-    scores = json.loads(path.read_text()) if path.exists() else {"settings": {"level": "none"}}
-    if scores["settings"]["level"] != level:
+    scores = json.loads(path.read_text()) if path.exists() else {}
+    if not scores or scores["settings"]["level"] != level:
         return {}
     return {name: value for name, value in scores.items() if isinstance(value, (int, float))}
 
 
 def write(folder, name, results):
-    """Write summary.csv of all results with numbers, and summary.md and summary.png of the finished ones."""
-    rows = [
-        {"run": each.run, **each.settings, "finished": each.finished, **each.numbers}
-        for each in results
-        if each.numbers
-    ]
+    """Write summary.csv of all results, and summary.md and summary.png of the finished ones."""
+    rows = [{"run": r.run, **r.settings, "finished": r.finished, **r.numbers} for r in results]
     table = io.StringIO()
     writer = csv.DictWriter(table, dict.fromkeys(key for row in rows for key in row), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    finished = [each for each in results if each.finished]
-    values = by_setting(finished, name)
-    texts = {
-        "summary.csv": table.getvalue(),
-        "summary.md": markdown(name, values, len(finished), len(results)),
-    }
+    texts = {"summary.csv": table.getvalue()}
+    if finished := [result for result in results if result.finished]:
+        values = by_setting(finished, name)
+        figures.study(values, folder / "summary.png")
+        texts["summary.md"] = markdown(name, values, len(finished), len(results))
     for file_name, text in texts.items():
         with atomic_file(folder / file_name) as file:
             file.write(text.encode())
-    if finished:
-        figures.study(values, folder / "summary.png")
 
 
 def by_setting(results, name):
     """Return {metric: {setting: one value per run}} of the metrics that all runs have; name: the setting if none varies."""
     values = {}
-    for metric in results[0].numbers if results else ():
+    for metric in results[0].numbers:
         if metric != "iterations" and all(metric in each.numbers for each in results):
             values[metric] = {}
             for each in results:
@@ -92,22 +85,17 @@ def by_setting(results, name):
 
 def markdown(name, values, finished, total):
     """Return a table of mean, standard deviation and number of runs, one line per setting; values: of by_setting()."""
-    lines = [
-        f"# {name}",
-        "",
-        f"{finished} of {total} runs are finished. Mean ± standard deviation (n - 1) over n runs; "
-        "losses and KL in nats, from the last row of log.csv.",
-        "",
-        f"| setting | n | {' | '.join(values)} |",
-        "|---" * (len(values) + 2) + "|",
-    ]
-    for setting, runs in values.get("recon_loss", {}).items():
+    text = (
+        f"# {name}\n\n{finished} of {total} runs are finished. Mean ± standard deviation (n - 1) over n runs; "
+        "losses and KL in nats, from the last row of log.csv.\n\n"
+    )
+    text += f"| setting | n | {' | '.join(values)} |\n" + "|---" * (len(values) + 2) + "|\n"
+    for setting, runs in values["recon_loss"].items():
         cells = [mean_and_deviation(each[setting]) for each in values.values()]
-        lines.append(f"| {setting} | {len(runs)} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+        text += f"| {setting} | {len(runs)} | {' | '.join(cells)} |\n"
+    return text
 
 
 def mean_and_deviation(values):
-    mean = statistics.mean(values)
-    digits = 3 if abs(mean) < 10 else 1
-    return f"{mean:.{digits}f}" + (f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else "")
+    mean = f"{statistics.mean(values):.3f}"
+    return f"{mean} ± {statistics.stdev(values):.3f}" if len(values) > 1 else mean

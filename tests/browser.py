@@ -1,10 +1,10 @@
 """A visdom page as a person sees it, in Chromium without a screen. Needs chromium, chromedriver and selenium."""
 
 import contextlib
+import importlib.util
 import os
 import shutil
 import tempfile
-import urllib.parse
 
 import pytest
 
@@ -13,20 +13,18 @@ FLAGS = (
 )
 FLAGS += "disable-component-update disable-extensions disable-dev-shm-usage window-size=1600,1200"
 
-# A dict per pane, in the order shown. "lines": the points that plotly holds, and the length in pixels of the line that it
-# drew; "image": the size of the decoded picture, not of its pane.
+# A dict per pane, in the order shown. "drawn": length in pixels of each line; "image": size of the decoded picture.
 PANES = """
 return [...document.querySelectorAll('.window')].map(w => {
   const plot = w.querySelector('.js-plotly-plot'), img = w.querySelector('img.content-image');
-  const texts = s => plot ? [...plot.querySelectorAll(s)].map(t => t.textContent) : [];
-  const drawn = plot ? [...plot.querySelectorAll('.scatterlayer .trace path.js-line')]
-                       .map(p => Math.round(p.getTotalLength())) : [];
+  const texts = s => [...w.querySelectorAll(s)].map(t => t.textContent);
+  const drawn = [...w.querySelectorAll('path.js-line')].map(p => Math.round(p.getTotalLength()));
   const box = w.getBoundingClientRect();
   return {
-    title: [...w.querySelectorAll('.bar > div.pull-right')].map(d => d.textContent).join(''),
+    title: texts('.bar > div.pull-right').join(''),
     box: [box.x, box.y, box.width, box.height].map(Math.round),
     legend: texts('.legendtext'), axes: [...texts('.xtitle'), ...texts('.ytitle')],
-    lines: plot ? plot.data.map((t, i) => ({name: t.name, x: t.x, y: t.y, drawn: drawn[i] || 0})) : [],
+    lines: plot ? plot.data.map((t, i) => ({x: t.x, drawn: drawn[i] || 0})) : [],
     image: img && img.complete && img.naturalWidth ? [img.naturalWidth, img.naturalHeight] : null,
     text: plot || img ? '' : w.querySelector('.content').textContent,
   };
@@ -40,13 +38,13 @@ def unavailable(reason):
 
 @contextlib.contextmanager
 def chromium():
-    try:
-        from selenium import webdriver
-    except ImportError:
-        unavailable("no selenium: pip install selenium")
     browser, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if not browser or not driver:
-        unavailable("no chromium and chromedriver (Debian's packages chromium and chromium-driver)")
+    if not browser or not driver or not importlib.util.find_spec("selenium"):
+        unavailable(
+            "needs chromium, chromedriver (Debian: chromium and chromium-driver) and pip install selenium"
+        )
+    from selenium import webdriver
+
     options = webdriver.ChromeOptions()
     options.binary_location = browser
     with tempfile.TemporaryDirectory(prefix="chromium.", ignore_cleanup_errors=True) as profile:
@@ -61,17 +59,13 @@ def chromium():
 
 
 def ready(pane):
-    if pane["lines"]:
-        return all(line["drawn"] or sum(y is not None for y in line["y"]) < 2 for line in pane["lines"])
-    return pane["text"] or pane["image"]
+    return pane["text"] or pane["image"] or pane["lines"] and all(line["drawn"] for line in pane["lines"])
 
 
 def look(page, url, until):
     """Opens url, if it is not open; waits till until({title: pane}) is true and all is drawn; returns that dict."""
     from selenium.webdriver.support.ui import WebDriverWait
 
-    base, _, env = url.rpartition("/")
-    url = f"{base}/{urllib.parse.quote(env)}"
     if page.current_url != url:
         page.get(url)
     seen = []
@@ -81,5 +75,4 @@ def look(page, url, until):
         return seen == before and all(map(ready, seen)) and until({pane["title"]: pane for pane in seen})
 
     WebDriverWait(page, 60, poll_frequency=0.3).until(done, f"the page shows {[p['title'] for p in seen]}")
-    assert len({pane["title"] for pane in seen}) == len(seen)
     return {pane["title"]: pane for pane in seen}

@@ -12,7 +12,6 @@ import logging
 import re
 import sys
 import threading
-import time
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +19,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from run.log import read_log
-from utils import Parser, UserError, count, first_line, run_cli
+from utils import Parser, count, first_line, run_cli
 from viz.figures import CURVES, read_curves
 from viz.latents import color
 
@@ -31,21 +30,17 @@ WIDTH, HEIGHT = 500, 390  # pixels of a window: three side by side on a screen o
 DASHES = {"solid": "solid", "dashed": "dash", "dotted": "dot", "dashdot": "dashdot"}  # plotly's names
 
 
-# Windows: the name of a method of visdom.Visdom ("method"), and its arguments.
-
-
-def text(win, title, content, width=WIDTH, height=HEIGHT):
-    """Return a window of HTML."""
-    content = f"<div style='color: black; padding: 4px; font-size: 12px'>{content}</div>"
-    return dict(method="text", win=win, text=content, opts=dict(title=title, width=width, height=height))
+def window(method, win, title, width=WIDTH, height=HEIGHT, opts=None, **content):
+    """Return a window: the name of a method of visdom.Visdom, which draws it, and the arguments of that."""
+    opts = dict(title=title, width=width, height=height, **(opts or {}))
+    return dict(method=method, win=win, opts=opts, **content)
 
 
 def picture(path, title, width):
     """Return a window of the picture at path. As a JPEG it costs the thread a tenth of the time of a PNG."""
     pixels = np.asarray(Image.open(path).convert("RGB")).transpose(2, 0, 1)  # 3, H, W
     height = round(width * pixels.shape[1] / pixels.shape[2]) + 45  # visdom cuts off 45 pixels
-    opts = dict(title=title, width=width, height=height, jpgquality=90)
-    return dict(method="image", win=path.stem, img=pixels, opts=opts)
+    return window("image", path.stem, title, width, height, {"jpgquality": 90}, img=pixels)
 
 
 def style(name):
@@ -64,19 +59,20 @@ def curves(log):
     for win, (title, unit, _) in CURVES.items():
         y = np.array(list(lines[win].values())).T  # rows of the log, lines
         y = np.where(np.isfinite(y), y, np.nan)  # an infinity would stop visdom's page
-        opts = dict(title=title, width=WIDTH, height=HEIGHT, marginright=10, margintop=35, marginbottom=45)
-        opts["xlabel"] = f"iterations      {'' if win == 'recon' else latents.not_shown()}".strip()
-        opts |= dict(ylabel=unit, legend=list(lines[win]), markers=len(y) < 50, markersize=6)
+        left_out = latents.not_shown() if win != "recon" else ""
+        xlabel = f"iterations      {left_out}".strip()
+        opts = dict(xlabel=xlabel, ylabel=unit, legend=list(lines[win]), markers=len(y) < 50, markersize=6)
+        opts |= dict(marginright=10, margintop=35, marginbottom=45)
         opts["traceopts"] = {"plotly": {name: {"line": style(name)} for name in lines[win]}}
         opts["layoutopts"] = {"plotly": {"title": {"text": title, "x": 0.02}}}  # beside the plot's buttons
-        yield dict(method="line", win=win, X=np.array(log["iter"]), Y=y, opts=opts)
+        yield window("line", win, title, opts=opts, X=np.array(log["iter"]), Y=y)
 
 
 def study(folder, name):
     """Yield the windows of a sweep: picture and table of its runs."""
     yield picture(folder / "summary.png", name, 3 * WIDTH)
     table = html.escape((folder / "summary.md").read_text(encoding="utf-8"))
-    yield text("table", "Table", f"<pre>{table}</pre>", 3 * WIDTH)
+    yield window("text", "table", "Table", 3 * WIDTH, text=f"<pre style='color: black'>{table}</pre>")
 
 
 def newest(folder, name):
@@ -86,22 +82,20 @@ def newest(folder, name):
 
 
 def summary(folder, name, log, iteration):
-    """Return the window "Run": iteration, latest losses and scores, device and flags."""
-    about = json.loads((folder / "args.json").read_text())
-    end = about["arguments"]["max_iter"]
-    words = {"iteration": f"{iteration:,} of {end:,} ({100 * iteration / end:.1f} %)"}
+    """Return the window "Run": iteration, latest losses and scores, flags."""
+    flags = json.loads((folder / "args.json").read_text())["arguments"]
+    lines = [name, f"iteration {iteration:,} of {flags['max_iter']:,}"]
     if log["iter"]:
         recon, kl = log["recon_loss"][-1], log["total_kld"][-1]
-        words["latest"] = f"reconstruction {recon:.1f}, KL {kl:.2f} nats per image"
+        lines.append(f"reconstruction {recon:.1f}, KL {kl:.2f} nats per image")
     if scored := newest(folder, "metrics.json"):
         scores = json.loads((scored / "metrics.json").read_text())
         numbers = [f"{key} {value:.3g}" for key, value in scores.items() if isinstance(value, (int, float))]
-        words[f"scores at {int(scored.name):,}"] = ", ".join(numbers)
-    words["device"] = f"{about['device']}, {about['threads']} threads, {about['precision']}"
-    words["flags"] = ", ".join(f"{key} {value}" for key, value in about["arguments"].items())
-    words["sent"] = time.strftime("%Y-%m-%d %H:%M:%S")
-    rows = [f"<tr><td><b>{key}</b></td><td>{html.escape(value)}</td></tr>" for key, value in words.items()]
-    return text("run", "Run", f"<h4>{html.escape(name)}</h4><table>{''.join(rows)}</table>")
+        lines.append(f"scores at {int(scored.name):,}: {', '.join(numbers)}")
+    lines.append(", ".join(f"{key} {value}" for key, value in flags.items()))
+    paragraphs = "".join(f"<p>{html.escape(line)}</p>" for line in lines)
+    looks = "color: black; padding: 4px; font-size: 12px"
+    return window("text", "run", "Run", text=f"<div style='{looks}'>{paragraphs}</div>")
 
 
 # The server.
@@ -112,11 +106,8 @@ def connect(server, port, env):
     import visdom  # takes a second, and a machine that only trains may have none
 
     class Client(visdom.Visdom):
-        def _handle_post(self, url, data=None):
-            # visdom's own waits for ever if the server hangs, and takes an error's page for an answer.
-            reply = self.session.post(url, data=data or {}, timeout=TIMEOUT)
-            reply.raise_for_status()
-            return reply.text
+        def _handle_post(self, url, data=None):  # visdom's own waits for ever if the server hangs
+            return self.session.post(url, data=data or {}, timeout=TIMEOUT).text
 
     logging.getLogger("visdom").setLevel(logging.ERROR)
     return Client(server, port=port, env=env, use_incoming_socket=False, raise_exceptions=True)
@@ -135,9 +126,9 @@ class Dashboard:
         self.url = f"{server if '//' in server else f'http://{server}'}:{port}/env/{env}"
         self.up = None  # whether the last sending arrived; None before the first
         self.news, self.closing = threading.Event(), threading.Event()
-        self.thread = threading.Thread(target=self.work, name="dashboard", daemon=True)
 
     def __enter__(self):
+        self.thread = threading.Thread(target=self.work, daemon=True)
         self.thread.start()
         return self
 
@@ -178,14 +169,10 @@ class Dashboard:
             self.client = self.client or connect(*self.server)
             for each in windows:
                 if getattr(self.client, each.pop("method"))(**each) != each["win"]:
-                    raise ConnectionError  # something else answers
+                    raise ConnectionError("something else answers")
             up, line = True, f"dashboard: {self.url}"
         except Exception as error:  # whatever visdom or a file may raise: training goes on
-            reason = {
-                ConnectionError: "no visdom server answers; `python -m visdom.server` starts one",
-                ModuleNotFoundError: f"{error}: pip install -r requirements.txt",
-            }
-            up, line = False, f"no dashboard at {self.url}: {reason.get(type(error), first_line(error))}"
+            up, line = False, f"no dashboard at {self.url} (python -m visdom.server): {first_line(error)}"
         if up != self.up:
             tqdm.write(line)
         self.up = up
@@ -200,10 +187,7 @@ def main(argv=None):
     args = parser.parse_args(argv)
 
     def run():
-        about = args.folder / "args.json"
-        if not about.is_file():
-            raise UserError(f"{args.folder} is no run's folder: it holds no args.json")
-        name = json.loads(about.read_text())["arguments"]["viz_name"]
+        name = json.loads((args.folder / "args.json").read_text())["arguments"]["viz_name"]
         board = Dashboard(args.folder, name, args.viz_server, args.viz_port)
         return 0 if board.send(board.windows()) else 1
 
