@@ -172,10 +172,14 @@ class Evaluator:
             file.write(json.dumps(scores, indent=2).encode())
         print(f"{metrics.table(scores)}\n{len(mu):,} images; settings in {path}", flush=True)
         if draw:
-            entropy = np.log(self.data.factor_sizes)
-            figures.mutual_information(entropy, names, latents, path.with_name("mutual_information.png"))
+            shares = latents.information / np.log(
+                self.data.factor_sizes
+            )  # of each factor's entropy, z_dim, K
+            title = "Mutual information of latent and factor: share of the factor's entropy"
+            figures.factor_map(shares, names, title, latents, path.with_name("mutual_information.png"))
             if effect := scores.get("total_effect"):
-                figures.total_effect(effect, names, latents, path.with_name("total_effect.png"))
+                title = "Total effect: share of a latent's variance\nthat changes when this factor alone is drawn anew"
+                figures.factor_map(effect, names, title, latents, path.with_name("total_effect.png"))
         if draw and figures.ROLES <= set(self.roles):
             grid = mu.numpy().reshape(*metrics.grid_sizes(factors), -1)  # 3, 6, 40, 32, 32, z_dim on dSprites
             to = path.with_name("latent_response.png")

@@ -26,10 +26,10 @@ def ramps(seeds=1, latents=2, channels=1):
 def figure(monkeypatch, tmp_path):
     """Calls a drawing function and returns the matplotlib figure that it saved."""
 
-    def draw(function, *args, **options):
+    def draw(function, *args):
         caught = []
         monkeypatch.setattr(figures, "save", lambda path, write: caught.append(write.__self__))
-        function(*args, tmp_path / "x.png", **options)
+        function(*args, tmp_path / "x.png")
         caught[0].savefig(tmp_path / "x.png")  # it can be drawn
         return caught[0]
 
@@ -61,7 +61,8 @@ def test_latents_come_by_kl_named_after_their_top_factor_and_those_of_no_weight_
     assert Latents([0.0, 0.002]).shown() == [1]  # of none, the highest
     assert Latents([3.0] + [0.0] * 7).not_shown() == "7 latents under 0.1 nats not shown"
     assert [LATENTS.label(j) for j in (1, 0, 2)] == [*NAMES, "z_2  0.09 nats"]
-    assert LATENTS.label(1, "  ", sign=-1) == "posX  93 %  -z_1  3.00 nats"
+    assert "mutual information" in LATENTS.notes() and LATENTS.not_shown() in LATENTS.notes()
+    assert "mutual information" not in Latents(KLD).notes()  # without factors
 
 
 def test_the_plane_is_of_the_two_that_code_the_same_factors_and_without_factors_of_the_two_highest():
@@ -94,43 +95,33 @@ def test_traverse_changes_one_latent_after_the_other_in_each_seed():
         assert torch.allclose(images[s, 1, :, 0, 0, 0], torch.sigmoid(-values - 2 * z[s, 1]), atol=1e-4)
 
 
-@pytest.mark.parametrize(
-    "seeds, steps, ticks",
-    [
-        (1, range(0, 19, 2), "-3 -2.3 -1.7 -1 -0.33 +0.33 +1 +1.7 +2.3 +3"),
-        (2, range(0, 19, 3), "-3 -2 -1 0 +1 +2 +3"),
-        (3, range(3, 16, 3), "-2 -1 0 +1 +2"),
-    ],
-)
-def test_traversals_stand_in_rows_by_kl_beside_each_other_for_each_seed(tmp_path, table, seeds, steps, ticks):
+@pytest.mark.parametrize("seeds, ticks", [(2, "-3 -2 -1 0 +1 +2 +3"), (3, "-2 -1 0 +1 +2")])
+def test_traversals_stand_in_rows_by_kl_beside_each_other_for_each_seed(tmp_path, table, seeds, ticks):
     names = dict.fromkeys(["square", "ellipse", "heart"][:seeds], torch.ones(1, 64, 64))
     recon = torch.full((seeds, 1, 64, 64), 0.5)
     pictures.traversals(ramps(seeds), names, recon, LATENTS, tmp_path / "x.png")
     above, head, values, *rows = table["rows"]
     assert texts(head) == ["", *names] and texts(values)[1:] == ticks.split() * seeds
-    for i, cell in enumerate(above):
-        if cell == "input":  # the reconstruction beside the input
-            assert above[i + 1] == "recon" and (head[i].max(), head[i + 1].max()) == (1, 0.5)
+    for name, i in zip(names, range(1, 100, len(ticks.split()))):  # the reconstruction beside the input
+        assert head[i] == name and above[i + 1 : i + 3] == ["input", "recon"]
+        assert (head[i + 1].max(), head[i + 2].max()) == (1, 0.5)
     assert [texts(row) for row in rows] == [[name] for name in NAMES]
     shown = torch.stack([torch.stack(row[1:]) for row in rows])[..., 0, 32, 32]
+    steps = [9 + 3 * int(tick) for tick in ticks.split()]
     assert torch.allclose(shown, torch.cat([ramps()[0, :, steps, 0, 32, 32]] * seeds, dim=1))
-    assert "1 latent under 0.1 nats not shown" in table["foot"] and "mutual information" in table["foot"]
+    assert LATENTS.notes() in table["foot"]
     assert Image.open(tmp_path / "x.png").width >= 1000  # sharp in a column of 800 pixels
 
 
 def test_rows_from_high_to_low_and_codes_of_no_image_are_explained(tmp_path, table):
     seeds, recon = {"image": torch.ones(1, 64, 64), "random": None}, torch.ones(2, 1, 64, 64)
-    pictures.traversals(ramps(2), seeds, recon, Latents(KLD, signs=[1, -1, 1]), tmp_path / "x.png")
+    falling = Latents(KLD, signs=[1, -1, 1])
+    pictures.traversals(ramps(2), seeds, recon, falling, tmp_path / "x.png")
     assert [row[0] for row in table["rows"][3:]] == ["-z_1  3.00 nats", "z_0  0.50 nats"]
-    assert "x goes right, y down, size up" in table["foot"] and "prior" in table["foot"]
+    assert falling.label(1) == "z_1  3.00 nats"  # where it is drawn from low to high
+    assert "x goes right" in table["foot"] and "drawn from the prior" in table["foot"]
     pictures.traversals(ramps(), {"image": recon[0]}, recon[:1], Latents(KLD), tmp_path / "x.png")
-    assert "x goes right" not in table["foot"] and "prior" not in table["foot"]
-
-
-def test_tiles_never_shrink_below_64_pixels(tmp_path):
-    seeds = {f"{i}": torch.ones(1, 64, 64) for i in range(9)}
-    pictures.traversals(ramps(9), seeds, torch.ones(9, 1, 64, 64), LATENTS, tmp_path / "x.png")
-    assert Image.open(tmp_path / "x.png").width > 9 * 5 * 64
+    assert "x goes right" not in table["foot"] and "drawn from the prior" not in table["foot"]
 
 
 def test_a_border_that_is_dark_in_all_images_is_cut_off():
@@ -141,32 +132,16 @@ def test_a_border_that_is_dark_in_all_images_is_cut_off():
     assert pictures.dark_margin([torch.zeros(2, 1, 64, 64)]) == 16
 
 
-def test_words_below_a_narrow_page_are_not_cut_off():
-    foot = "Each column changes one latent."
-    page = np.asarray(pictures.grid([["z", torch.zeros(1, 8, 8)]], foot, tile=20, font=12))
-    assert (page[:, -3:] == 255).all() and (page[30:] < 255).any()
-
-
-def test_the_animation_goes_there_and_back_and_loops(tmp_path):
+@pytest.mark.parametrize("channels, steps", [(1, range(19)), (3, range(0, 19, 2))])
+def test_the_animation_goes_there_and_back_and_loops(tmp_path, channels, steps):
     path = tmp_path / "x.gif"
-    pictures.animation(ramps(3, 3), ["a", "b", "c"], Latents([1.0] * 3), path)
+    pictures.animation(ramps(3, 3, channels), ["a", "b", "c"], Latents([1.0] * 3), path)
     with Image.open(path) as gif:
-        assert gif.n_frames == 36 and gif.info["loop"] == 0 and 400 < gif.width <= 800
+        assert gif.n_frames == 2 * len(steps) - 2 and gif.info["loop"] == 0 and 400 < gif.width <= 800
         frames = [np.asarray(frame.convert("L"), dtype=int) for frame in ImageSequence.Iterator(gif)]
-    for frame, step in zip(frames, [*range(19), *range(17, 0, -1)]):
-        middle = frame[16 * 2 + 72, frame.shape[1] - 362]  # of the first column
+    for frame, step in zip(frames, [*steps, *steps[-2:0:-1]]):
+        middle = frame[16 * 2 + 72, frame.shape[1] - 368]  # of the first column
         assert middle == pytest.approx(255 * step / 18, abs=8)
-
-
-@pytest.mark.slow
-def test_an_animation_of_32_latents_of_five_rich_images_stays_under_a_megabyte(tmp_path):
-    ends = torch.rand(2 * 5 * 32, 3, 16, 16, generator=torch.Generator().manual_seed(1))
-    a, b = torch.nn.functional.interpolate(ends, size=64, mode="bilinear").view(2, 5, 32, 1, 3, 64, 64)
-    images = torch.lerp(a, b, torch.linspace(0, 1, 19)[:, None, None, None])
-    pictures.animation(images, list("abcde"), Latents([1.0] * 32), tmp_path / "x.gif")
-    assert (tmp_path / "x.gif").stat().st_size < 1e6
-    with Image.open(tmp_path / "x.gif") as gif:
-        assert gif.n_frames >= 4 and 500 < gif.width <= 800
 
 
 def test_factors_shows_a_block_of_seeds_for_each_of_the_highest_latents(tmp_path, table):
@@ -176,10 +151,11 @@ def test_factors_shows_a_block_of_seeds_for_each_of_the_highest_latents(tmp_path
     pictures.factors(decode, torch.zeros(5, 3), Latents(KLD), tmp_path / "x.png", most=2)
     names = [row[0] for row in table["rows"] if row[0]]
     assert names == ["latent at", "z_1  3.00 nats", "z_0  0.50 nats"]
-    shown = torch.stack([torch.stack(row[1:]) for row in table["rows"][1:]])[..., 0, 0, 0]  # 2 * 5, 10
+    shown = torch.stack([torch.stack(row[1:]) for row in table["rows"] if len(texts(row)) == 1 and row[1:]])
+    shown = shown[..., 0, 0, 0]  # 2 * 5, 10
     assert (shown[:5, 0] < 0.01).all() and (shown[:5, -1] > 0.99).all()
     assert (shown[5:] == 0.5).all()  # latent 0 does nothing
-    assert "Each block changes one latent in 5 images" in table["foot"]
+    assert "A block changes one latent in 5 images" in table["foot"]
 
 
 def test_reconstructions_stand_beside_their_images_and_the_rest_of_the_page_is_white(tmp_path):
@@ -212,24 +188,14 @@ def test_the_response_shows_each_latent_against_each_factor_in_whatever_order_th
     for i, line in enumerate(scales[1].get_lines()[:3]):
         assert line.get_label() == shapes[i] and line.get_ydata() == pytest.approx(np.arange(6) - 2.5 + i)
     assert rotations[0].get_lines()[0].get_ydata() == pytest.approx(np.zeros(8))  # the mean over x
-    assert drawn.get_supxlabel() == "1 latent under 0.1 nats not shown"
+    assert LATENTS.not_shown() in drawn.get_supxlabel()
 
 
-def test_heat_maps_hold_their_values(figure):
-    information = np.array([[0.2, 0.1], [0.5, 0.0], [0.0, 0.0]])
-    entropy, names = np.array([1.0, 2.0]), ("shape", "posX")
-    latents = Latents(KLD, information=information)
-    axes = figure(figures.mutual_information, entropy, names, latents).axes[0]
-    assert [text.get_text() for text in axes.texts] == [
-        "0.50  (50%)",
-        "0.00  (0%)",
-        "0.20  (20%)",
-        "0.10  (5%)",
-    ]
-    assert axes.get_yticklabels()[0].get_text() == "z_1  3.00 nats"
-    assert axes.get_xticklabels()[1].get_text() == "posX\n2.00 nats"
-    axes = figure(figures.total_effect, information.tolist(), names, latents).axes[0]
+def test_a_map_of_latents_and_factors_holds_its_values(figure):
+    values = [[0.2, 0.1], [0.5, 0.0], [0.0, 0.0]]
+    (axes,) = figure(figures.factor_map, values, ("shape", "posX"), "a title", LATENTS).axes
     assert [text.get_text() for text in axes.texts] == ["0.50", "0.00", "0.20", "0.10"]
+    assert [label.get_text() for label in axes.get_yticklabels()] == NAMES
 
 
 def test_the_plane_grows_to_the_right_and_up_and_holds_the_codes_of_each_turn(figure):
@@ -239,19 +205,15 @@ def test_the_plane_grows_to_the_right_and_up_and_holds_the_codes_of_each_turn(fi
     images = pictures.plane(decode, torch.tensor([9.0, 9.0, 9.0]), (1, 0), side=5)
     turns = {"square": torch.tensor([[1.0, 2.0, 0.0], [-4.0, 0.5, 0.0]])}
     (axes,) = figure(figures.plane, images, turns, "an image", (1, 0), LATENTS).axes
-    page = np.asarray(axes.images[0].get_array())[..., 0] / 0.6  # rows from the top
+    page = np.asarray(axes.images[0].get_array())[..., 0] / 0.5  # rows from the top
     values = 1 / (1 + np.exp(-np.linspace(-3, 3, 5)))
     assert np.allclose(page[0, ::8], values) and np.allclose(page[::8, 7], values[::-1])
     assert axes.images[0].get_extent() == [-3.75, 3.75, -3.75, 3.75]
     line = axes.get_lines()[0]
-    assert line.get_label() == "square" and np.allclose(line.get_xydata(), [[2, 1], [0.5, -4]])
+    assert line.get_label().startswith("square") and np.allclose(line.get_xydata(), [[2, 1], [0.5, -4]])
     assert axes.get_xlim()[0] < -4 < 4 < axes.get_ylim()[1]  # all codes are within
-    assert (
-        "posX" in axes.get_xlabel() and "scale" in axes.get_ylabel() and "an image" in axes.get_title("left")
-    )
-    (axes,) = figure(
-        figures.plane, images, {}, "an image", (1, 0), LATENTS
-    ).axes  # without factors: images alone
+    assert "posX" in axes.get_xlabel() and "scale" in axes.get_ylabel()
+    (axes,) = figure(figures.plane, images, {}, "an image", (1, 0), LATENTS).axes  # without known factors
     assert np.allclose(np.asarray(axes.images[0].get_array())[0, ::8, 0], values) and not axes.get_lines()
 
 
@@ -267,14 +229,11 @@ def legend(drawn):
 
 def test_capacity_names_each_latent_by_its_kl_at_the_iteration_of_the_weights(figure):
     draw = partial(figure, partial(figures.capacity, iteration=300))
-    log = make_log((1, 2, 3, 4))
-    drawn = draw(log, LATENTS)
+    drawn = draw(make_log((1, 2, 3, 4)), LATENTS)
     named = [name.replace("\n", "  ") for name in NAMES]
-    assert legend(drawn) == ["C  1.50 nats", *named]
-    assert drawn.legends[0].get_title().get_text() == "Means of iterations 201 to 300"
+    assert legend(drawn) == ["C", *named]
+    assert drawn.legends[0].get_title().get_text() == "at iteration 300"
     assert list(drawn.axes[0].get_lines()[1].get_ydata()) == [1, 2, 3]
-    log["C"][2] = math.nan  # objective B_TC ends C
-    assert legend(draw(log, LATENTS))[0] == "C  1.50 nats until 200"
     assert legend(draw(make_log((1, 2, 3), C=math.nan), LATENTS)) == named  # of an objective without C
 
 
@@ -296,11 +255,4 @@ def test_curves_show_latents_in_their_own_colours_as_capacity_does(figure):
     capacity = figure(partial(figures.capacity, iteration=200), log, LATENTS).axes[0].get_lines()
     for other in (total.get_lines()[2:], variance.get_lines(), capacity[1:]):
         assert [line.get_color() for line in other] == [color(1)[0], color(0)[0]]
-    assert drawn.get_supxlabel() == "1 latent under 0.1 nats not shown"
-
-
-def test_runs_and_published_results_stand_in_one_plane_of_kl_and_reconstruction(figure):
-    (axes,) = figure(figures.rate_distortion, {"ours": ([1, 2, 3], [30, 20, 10])}, {"theirs": (2, 25)}).axes
-    assert [list(line.get_xdata()) for line in axes.get_lines()] == [[1, 2, 3], [2]]
-    assert [text.get_text() for text in axes.texts] == ["theirs"] and axes.texts[0].xy == (2, 25)
-    assert axes.get_xlabel().startswith("KL") and axes.get_ylabel().startswith("reconstruction loss")
+    assert LATENTS.not_shown() in drawn.get_supxlabel()

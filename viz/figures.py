@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from dataclasses import replace
+import textwrap
 
 import numpy as np
 
@@ -15,6 +15,11 @@ ROLES = {"shape", "scale", "rotation", "x", "y"}  # of the factors that latent_r
 NATS = "nats per image"
 UNITS = {"recon_loss": NATS, "total_kld": NATS, "total_correlation": "nats"}  # scores have none
 
+TURNS = (
+    " A line holds the codes of one shape, large and in the middle, as it turns once round (large dot: not turned). "
+    "Rotation changes along a line, shape from line to line. A shape without tiles of its own needs the other latents too."
+)
+
 # Title, unit of the y axis, and columns of log.csv with their names; kld_ stands for the KL of each latent shown.
 CURVES = {
     "recon": ("Reconstruction loss", NATS, {"recon_loss": "reconstruction"}),
@@ -26,20 +31,14 @@ CURVES = {
 
 @contextlib.contextmanager
 def figure(path, width, height, foot=""):
-    """Within `with`: an empty figure, size in inches, which is then saved to path; foot: a text below, at the right.
+    """Within `with`: an empty figure, size in inches, which is then saved to path; foot: a text below, at the left."""
+    from matplotlib.figure import Figure  # takes a second
 
-    It has the same bytes whatever matplotlibrc says: matplotlib's own defaults, drawn by Agg.
-    """
-    from matplotlib import style
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    with style.context("default"):
-        drawn = Figure(figsize=(width, height), layout="constrained")
-        FigureCanvasAgg(drawn)
-        drawn.supxlabel(foot, x=0.99, ha="right", fontsize=10)
-        yield drawn
-        save(path, drawn.savefig)
+    drawn = Figure(figsize=(width, height), layout="constrained")
+    lines = [textwrap.fill(line, int(12 * width)) for line in foot.split("\n")]
+    drawn.supxlabel("\n".join(lines), x=0.01, ha="left", fontsize=10, color="dimgrey")
+    yield drawn
+    save(path, drawn.savefig)
 
 
 # Which latent codes what.
@@ -62,57 +61,41 @@ def latent_response(codes, roles, shapes, latents, path):
     scale = mean_over(codes, roles, "shape", "scale")  # shapes, values, z_dim
     rotation = mean_over(codes, roles, "shape", "rotation")
     most = 1.1 * max(abs(part[..., order]).max() for part in (position, scale, rotation))
-    rows = {"scale": (scale, ["small", "large"]), "rotation": (rotation, ["0", "360\u00b0"])}
-    with figure(path, 2.2 + len(order), 5, latents.not_shown()) as drawn:
-        panels = drawn.subplots(3, len(order), squeeze=False, height_ratios=[1.3, 1, 1])
+    with figure(path, 3 + len(order), 5.5, latents.notes()) as drawn:
+        panels = drawn.subplots(3, len(order), squeeze=False, sharey="row", height_ratios=[1.3, 1, 1])
         for (heat, *below), j in zip(panels.T, order):
             heat.set_title(latents.label(j).replace("  ", "\n"), fontsize=10)
             mesh = heat.imshow(position[..., j], cmap="RdBu_r", vmin=-most, vmax=most)
             heat.set(xticks=[], yticks=[], xlabel="x \u2192")
-            for axes, (name, (means, ends)) in zip(below, rows.items()):
+            for axes, means in zip(below, (scale, rotation)):
                 for shape, line, mean in zip(shapes, SHAPE_COLORS, means[..., j]):
                     axes.plot(np.linspace(0, 1, len(mean)), mean, color=line, label=shape)
                 axes.axhline(0, color="lightgrey", linewidth=0.8, zorder=0)
-                axes.set(xlabel=name, ylim=(-most, most))
-                axes.set_xticks([0, 1], ends)
-                axes.tick_params(labelsize=8, labelleft=j == order[0])
-        for axes, name in zip(panels[:, 0], ("\u2190 y", "mean", "mean")):
+                axes.set_ylim(-most, most)
+                axes.tick_params(labelsize=9)
+            below[0].set(xlabel="scale", xticks=[0, 1], xticklabels=["small", "large"])
+            below[1].set(xlabel="rotation", xticks=[0, 1], xticklabels=["0", "360\u00b0"])
+        for axes, name in zip(panels[:, 0], ("\u2190 y", "mean of \u03bc", "mean of \u03bc")):
             axes.set_ylabel(name)
-        drawn.colorbar(mesh, ax=panels[0, :], pad=0.01, aspect=10, label="mean")
-        drawn.legend(*panels[1, 0].get_legend_handles_labels(), loc="outside lower left", ncols=len(shapes))
+        drawn.colorbar(mesh, ax=panels[0, :], pad=0.01, aspect=10, label="mean of \u03bc")
+        below[0].legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
 
 
-def mutual_information(entropy, names, latents, path):
-    """Draw the mutual information of each latent and factor. entropy: of each of the K factors in nats; names: theirs."""
-    share = latents.information / entropy  # z_dim, K
-    texts = [[f"{i:.2f}  ({part:.0%})" for i, part in zip(*row)] for row in zip(latents.information, share)]
-    columns = [f"{name}\n{h:.2f} nats" for name, h in zip(names, entropy)]
-    title = "Mutual information of latent and factor: nats (share of the factor's entropy)"
-    heat_map(share, texts, columns, title, latents, path)
-
-
-def total_effect(effect, names, latents, path):
-    """Draw the total effect of each factor on each latent, (z_dim, K), see evaluation.metrics."""
-    texts = [[f"{value:.2f}" for value in row] for row in effect]
-    title = "Total effect: share of a latent's variance\nthat changes when this factor alone is drawn anew"
-    heat_map(effect, texts, names, title, latents, path)
-
-
-def heat_map(values, texts, columns, title, latents, path):
-    """Draw values in [0, 1], (z_dim, K), of each latent shown and each factor as colours, with texts (z_dim, K) on them."""
+def factor_map(values, names, title, latents, path):
+    """Draw values in [0, 1], (z_dim, K), of each latent shown and each factor, as numbers and colours."""
     order = latents.shown()
-    with figure(path, 1.6 + 1.25 * len(columns), 1.7 + 0.52 * len(order), latents.not_shown()) as drawn:
+    with figure(path, 1.6 + 1.25 * len(names), 2.2 + 0.52 * len(order), latents.notes()) as drawn:
         axes = drawn.subplots()
         axes.imshow(np.asarray(values)[order], cmap="Blues", vmin=0, vmax=1, aspect="auto")
         for row, j in enumerate(order):
-            for column, text in enumerate(texts[j]):
-                ink = "white" if values[j][column] > 0.55 else "black"
-                axes.text(column, row, text, ha="center", va="center", color=ink, fontsize=9)
-        axes.set_xticks(range(len(columns)), columns)
+            for column, value in enumerate(values[j]):
+                ink = "white" if value > 0.55 else "black"
+                axes.text(column, row, f"{value:.2f}", ha="center", va="center", color=ink)
+        axes.set_xticks(range(len(names)), names)
         axes.set_yticks(range(len(order)), [latents.label(j) for j in order])
         axes.xaxis.tick_top()
         axes.tick_params(length=0)
-        axes.set_title(title, fontsize=10)
+        axes.set_title(title, fontsize=11)
 
 
 def plane(images, turns, seed, pair, latents, path):
@@ -127,22 +110,22 @@ def plane(images, turns, seed, pair, latents, path):
     page = images.flip(0).permute(0, 3, 1, 4, 2).reshape(side * height, side * width, channels)
     end = 3 + 3 / (side - 1)  # half a tile beyond the last value
     reach = max([end, *(1.05 * codes[:, list(pair)].abs().max().item() for codes in turns.values())])
-    with figure(path, 8, 8.7 if turns else 8) as drawn:
+    with figure(path, 9, 10.3, latents.notes()) as drawn:
         axes = drawn.subplots()
-        brightness = 0.6 if turns else 1  # lines stand out on grey
+        brightness = 0.5 if turns else 1  # lines stand out on grey
         axes.imshow((page.expand(-1, -1, 3) * brightness).numpy(), extent=(-end, end, -end, end))
         for (shape, codes), line in zip(turns.items(), SHAPE_COLORS):
             x, y = codes[:, list(pair)].T.numpy()
-            axes.plot(x, y, ".-", color=line, label=shape)
-            axes.plot(x[0], y[0], "o", color=line, markeredgecolor="white", markersize=10)
+            axes.plot(
+                x, y, ".-", color=line, linewidth=1, markersize=9, label=f"{shape}, turned by 360\u00b0"
+            )
+            axes.plot(x[0], y[0], "o", color=line, markeredgecolor="white", markersize=12)
         axes.set(xlim=(-reach, reach), ylim=(-reach, reach), xticks=range(-3, 4), yticks=range(-3, 4))
         axes.set(xlabel=latents.label(pair[0], ",  "), ylabel=latents.label(pair[1], ",  "))
-        axes.set_title(f"The plane of two latents, decoded; all others as in the input: {seed}", loc="left")
+        title = f"A tile is decoded where two latents have these values, all others as in the input ({seed})."
+        drawn.suptitle(textwrap.fill(title + TURNS * bool(turns), 98), x=0.01, ha="left", fontsize=12)
         if turns:
-            title = (
-                "Codes of each shape turning once round, the largest in the middle (large dot: not turned)"
-            )
-            drawn.legend(loc="outside lower center", ncols=len(turns), title=title, frameon=False)
+            axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.07), ncols=len(turns), frameon=False)
 
 
 # Curves of log.csv; without a row in it, none is drawn.
@@ -163,26 +146,19 @@ def read_curves(log):
     return lines, latents
 
 
-def plot(axes, x, lines, title, unit, names=None):
-    """Draw lines {name: values} against iterations x: latents in their colours; C dashed; names: for the legend."""
+def plot(axes, x, lines, title, unit, names={}):
+    """Draw lines {name: values} against iterations x: latents in their colours; C dashed; names: others for the legend."""
     marker = "." if len(x) < 50 else ""
     for name, y in lines.items():
         line, style = color(int(name[2:])) if name.startswith("z_") else ("black", "solid")
         if name == "C":
             line, style = "darkgrey", "dashed"
-        axes.plot(x, y, color=line, linestyle=style, marker=marker, label=names[name] if names else name)
+        axes.plot(x, y, color=line, linestyle=style, marker=marker, label=names.get(name, name))
     axes.set_title(title, loc="left", fontsize=11)
     axes.set(xlabel="iterations", ylabel=unit)
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.locator_params(axis="x", nbins=5)
     axes.grid(alpha=0.3)
-
-
-def log_scale(axes):
-    """Make the y axis logarithmic, with plain numbers."""
-    axes.set_yscale("log")
-    axes.yaxis.set_major_formatter("{x:.0f}")
-    axes.yaxis.set_minor_formatter("{x:.0f}")
 
 
 def curves(log, path):
@@ -194,7 +170,10 @@ def curves(log, path):
         panels = dict(zip(CURVES, drawn.subplots(2, 2).flat))
         for win, (title, unit, _) in CURVES.items():
             plot(panels[win], log["iter"], lines[win], title, unit)
-        log_scale(panels["recon"])
+        panels["recon"].set_yscale("log")
+        panels["recon"].yaxis.set_major_formatter("{x:.0f}")
+        panels["recon"].yaxis.get_major_locator().set_params(subs=(1, 2, 3, 5))
+        panels["recon"].minorticks_off()
         panels["kld"].set_ylim(0)
         drawn.legend(*panels["kld"].get_legend_handles_labels(), loc="outside right upper", frameon=False)
 
@@ -208,44 +187,15 @@ def capacity(log, latents, path, iteration):
     count = sum(i <= iteration for i in log["iter"])
     if not count:
         return
-    log = {column: values[:count] for column, values in log.items()}
-    lines, now = read_curves(log)
-    latents = replace(latents, kld=now.kld)
-    lines = {name: values for name, values in lines["kld"].items() if name != "total"}
-    names = {f"z_{j}": latents.label(j, "  ") for j in latents.shown()}
-    first, last = ([0] + log["iter"])[-2:]
-    if "C" in lines:
-        at = np.flatnonzero(np.isfinite(lines["C"]))[-1]  # objective B_TC ends C
-        until = "" if log["iter"][at] == last else f" until {log['iter'][at]:,.0f}"
-        names["C"] = f"C  {lines['C'][at]:.2f} nats{until}"
-    title = "KL of each latent from the prior"
-    if latents.top_factor:
-        title += ", and the factor\nit is most informative about (share of its information)"
-    with figure(path, 10, max(4.5, 0.25 * len(lines) + 1), latents.not_shown()) as drawn:
+    lines = read_curves({column: values[:count] for column, values in log.items()})[0]["kld"]
+    del lines["total"]
+    names = {f"z_{j}": latents.label(j, "  ") for j in range(len(latents.kld))}
+    with figure(path, 10, max(4.5, 0.25 * len(lines) + 1.5), latents.notes()) as drawn:
         axes = drawn.subplots()
-        plot(axes, log["iter"], lines, title, NATS, names)
+        plot(axes, log["iter"][:count], lines, "KL of each latent from the prior", NATS, names)
         axes.set_ylim(0)
-        means = f"Means of iterations {first + 1:,.0f} to {last:,.0f}"
-        drawn.legend(loc="outside right upper", frameon=False, title=means, alignment="left")
-
-
-def rate_distortion(runs, results, path):
-    """Draw reconstruction loss against KL: a line for each run, a labelled point for each published result.
-
-    runs: {name: (KL, reconstruction loss)}, each (rows,) nats; results: {name: (KL, reconstruction loss)} in nats.
-    """
-    with figure(path, 9, 7) as drawn:
-        axes = drawn.subplots()
-        for name, (kl, recon) in runs.items():
-            axes.plot(kl, recon, "o-", markevery=[-1], label=name)
-        for name, (kl, recon) in results.items():
-            axes.plot(kl, recon, "x", color="black")
-            axes.annotate(name, (kl, recon), (6, 4), textcoords="offset points", fontsize=9)
-        axes.set(xlabel=f"KL from the prior, {NATS}", ylabel=f"reconstruction loss, {NATS}")
-        log_scale(axes)
-        axes.margins(x=0.12, y=0.1)
-        axes.grid(alpha=0.3, which="both")
-        drawn.legend(loc="outside lower center", ncols=2, frameon=False)
+        title = f"at iteration {log['iter'][count - 1]:,.0f}"
+        drawn.legend(loc="outside right upper", frameon=False, title=title, alignment="left")
 
 
 # Many runs.

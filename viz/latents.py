@@ -9,6 +9,8 @@ from utils import SHOWN
 
 COLORS = "#1f77b4 #ff7f0e #2ca02c #d62728 #9467bd #8c564b #e377c2 #7f7f7f #bcbd22 #17becf".split()
 STYLES = "solid", "dashed", "dotted", "dashdot"  # of latents 0 to 9, 10 to 19, ..
+PERCENT = "%: the named factor's share of the latent's mutual information with all factors."
+NATS = "nats: KL of the latent from the prior, per image."
 
 
 def color(j):
@@ -48,15 +50,20 @@ class Latents:
         count = len(self.kld) - len(self.shown())
         return f"{count} latent{'s' * (count > 1)} under {SHOWN} nats not shown" if count else ""
 
+    def notes(self):
+        """Lines that stand below a picture: what the parts of a label mean, and how many latents are left out."""
+        percent = PERCENT if any(map(self.factor, self.shown())) else ""
+        return "\n".join(filter(None, [percent, NATS, self.not_shown()]))
+
     def factor(self, j):
         """The factor that latent j is most informative about and its share, "posX  93 %"; "" for none, or if it is not shown."""
         top = self.top_factor and self.kld[j] > SHOWN and self.top_factor[j]
         return f"{top[0]}  {100 * top[1]:.0f} %" if top else ""
 
-    def label(self, j, separator="\n", sign=1):
-        """Name of latent j: its factor and its KL, as in "posX  93 %", "z_3  4.12 nats"; sign -1: of -z_3."""
-        nats = f"{'-' * (sign < 0)}z_{j}  {self.kld[j]:.2f} nats"
-        return separator.join(filter(None, [self.factor(j), nats]))
+    def label(self, j, separator="\n", signed=False):
+        """Name of latent j: its factor and its KL, as in "posX  93 %", "z_3  4.12 nats"; signed: -z_3 where sign(j) is -1."""
+        minus = "-" if signed and self.sign(j) < 0 else ""
+        return separator.join(filter(None, [self.factor(j), f"{minus}z_{j}  {self.kld[j]:.2f} nats"]))
 
     def sign(self, j):
         """The direction in which traversals go, so that x goes right, y down and size up: 1, or -1 for from high to low."""
