@@ -91,8 +91,8 @@ def top_factor(information, names, kld):
 def position_effect(effect, roles):
     """Find the largest total effect of x or y on a latent other than their own; 0 if nothing else moves with position.
 
-    effect: (z, K) of metrics.total_effect, 0 for latents that do not count; roles: of the K factors, "x" and "y" among them. The own latent of
-    x is the one that x has the highest effect on; so for y.
+    effect: (z, K) of metrics.total_effect, 0 for latents that do not count; roles: of the K factors, "x" and "y" among
+    them. The own latent of x is the one that x has the highest effect on; so for y.
     """
     position = effect[:, [roles.index("x"), roles.index("y")]]  # z, 2
     return float(np.delete(position, position.argmax(axis=0), axis=0).max(initial=0))
