@@ -8,20 +8,37 @@
 Random draws come from the evaluator's own generators, so looking at a model never changes its training.
 """
 
-import json
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from evaluation import metrics
-from prepare import images
-from utils import UserError, atomic_file, stream_seed
+from evaluation.information import latent_information, mean_kl, top_factor
+from prepare.images import read_image
+from utils import UserError, atomic_file, progress, stream_seed
 from viz import explore, figures, pictures
 from viz.latents import Latents
 
+SAMPLE = 10_000  # images from which a latent's mutual information is estimated
 MOST_TRAVERSED = 5  # of the user's own images
 PAGE = 40  # reconstructions of those on a page
+
+
+@torch.no_grad()
+def encode_all(net, data, indices=None, batch_size=1024):
+    """Encode the images at indices (N,), default all of data.
+
+    net: encode(x) -> mu, logvar; data: len() and batch(indices), as from dataset.return_data.
+    Returns mu and logvar, float32 (N, z) each, on the CPU: 59 MB for both on dSprites.
+    """
+    indices = torch.arange(len(data)) if indices is None else torch.as_tensor(indices)
+    parts = [
+        torch.stack(net.encode(data.batch(part)))  # 2, B, z
+        for part in progress(indices.split(batch_size), desc="encoding", unit="batch")
+    ]
+    mu, logvar = torch.cat(parts, dim=1).float().cpu()  # N, z
+    return mu, logvar
 
 
 class Evaluator:
@@ -34,7 +51,7 @@ class Evaluator:
     @torch.no_grad()
     def __init__(self, net, data, seed=1):
         self.net, self.data = net, data
-        self.roles = getattr(data, "factor_roles", None) or ()
+        self.roles = data.factor_roles or ()
         generator = torch.Generator().manual_seed(stream_seed(seed, "pictures"))
         indices = torch.randint(len(data), (21,), generator=generator)
         self.seed_images = data.seed_images or {"image": int(indices[0])}
@@ -47,13 +64,9 @@ class Evaluator:
     def check(self, level="full", files=()):
         """UserError if the model cannot be scored at this level of metrics, or one of these image files cannot be read."""
         for file in files:
-            read_image(file, self.data.channels, self.size)
-        if level == "none":
-            return
-        if not self.data.factor_sizes:
-            raise UserError("scores need known factors, which this data set does not have: omit the metrics")
-        if len(self.random_z) < 2:
-            raise UserError("scores need at least 2 latents: use more, or omit the metrics")
+            read_image(file, self.size, self.data.channels)
+        if level != "none" and (not self.data.factor_sizes or len(self.random_z) < 2):
+            raise UserError("scores need known factors of the data and at least 2 latents: omit the metrics")
 
     def describe(self, kld=None):
         """Find the Latents that pictures and scores share; kld: KL of each latent in nats, measured if it is not given.
@@ -61,21 +74,19 @@ class Evaluator:
         With known factors from 10,000 images, the same for every model, in about 2 s; else from 1,000.
         """
         sizes = self.data.factor_sizes
-        indices = torch.linspace(0, len(self.data) - 1, 1000).long()
-        if sizes:
-            indices, factors = metrics.fixed_sample(sizes)  # N and N, K
-        mu, logvar = metrics.encode_all(self.net, self.data, indices)  # N, z_dim
-        measured = metrics.mean_kl(mu, logvar)
+        indices = np.random.default_rng(0).permutation(len(self.data))[: SAMPLE if sizes else 1000]
+        mu, logvar = encode_all(self.net, self.data, indices)  # N, z_dim
+        measured = mean_kl(mu, logvar)
         kld = list(kld or measured.tolist())
         if not sizes:
             return Latents(kld)
-        information = metrics.latent_information(mu, logvar, factors)  # z_dim, K
+        factors = np.stack(np.unravel_index(indices, sizes), axis=1)  # N, K
+        information = latent_information(mu, logvar, factors)  # z_dim, K
         covariance = (mu - mu.mean(dim=0)).numpy().T @ (factors - factors.mean(axis=0))  # z_dim, K
         directed = {k for k, role in enumerate(self.roles) if role in ("x", "y", "scale")}
         best = information.argmax(axis=1)  # z_dim
         signs = [-1 if k in directed and row[k] < 0 else 1 for k, row in zip(best, covariance)]
-        top_factor = metrics.top_factor(information, self.data.factor_names, measured)
-        return Latents(kld, top_factor, information, signs)
+        return Latents(kld, top_factor(information, self.data.factor_names, measured), information, signs)
 
     @torch.no_grad()
     def draw(self, folder, latents):
@@ -117,14 +128,12 @@ class Evaluator:
         """
         if not {"shape", "rotation"} <= set(self.roles):
             return {}
-
-        def values(role, size):
-            all_of = {"shape": np.arange(size)[:, None], "rotation": np.arange(size)}
-            return all_of.get(role, size - 1 if role == "scale" else size // 2)
-
-        grid = np.broadcast_arrays(*map(values, self.roles, self.data.factor_sizes))
-        indices = np.ravel_multi_index(grid, self.data.factor_sizes)  # shapes, rotations
-        mu, _ = metrics.encode_all(self.net, self.data, indices.ravel())
+        sizes = self.data.factor_sizes
+        place = [size - 1 if role == "scale" else size // 2 for role, size in zip(self.roles, sizes)]
+        shape, rotation = self.roles.index("shape"), self.roles.index("rotation")
+        place[shape], place[rotation] = np.ogrid[: sizes[shape], : sizes[rotation]]
+        indices = np.ravel_multi_index(np.broadcast_arrays(*place), sizes)  # shapes, rotations
+        mu, _ = encode_all(self.net, self.data, indices.ravel())
         return dict(zip(self.shapes(), mu.view(*indices.shape, -1)))
 
     @torch.no_grad()
@@ -133,8 +142,9 @@ class Evaluator:
 
         Each image is squeezed to the network's size; UserError names one that cannot be read.
         """
-        x = torch.stack([read_image(file, self.data.channels, self.size) for file in files])  # B, C, H, W
-        folder, x = Path(folder), x.to(self.random_z.device)
+        pixels = [read_image(file, self.size, self.data.channels) for file in files]
+        x = torch.tensor(np.stack(pixels)).to(self.random_z.device) / 255  # B, C, H, W
+        folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         for number, page in enumerate(x.split(PAGE), 1):
             name = "reconstruction_files" + f"_{number}" * (number > 1)
@@ -155,35 +165,32 @@ class Evaluator:
         """Compute and print every metric and write metrics.json in folder; return the scores.
 
         level: "full" or "fast" (see metrics.settings_of); about: dict to be kept among the settings; draw: whether to draw
-        mutual_information.png too, and latent_response.png where the factors' roles are known.
+        mutual_information.png and total_effect.png too, and latent_response.png where the factors' roles are known.
         """
         self.check()
-        path, names = Path(folder) / "metrics.json", self.data.factor_names
-        path.parent.mkdir(parents=True, exist_ok=True)
+        folder, names = Path(folder), self.data.factor_names
+        folder.mkdir(parents=True, exist_ok=True)
         indices, factors = metrics.subgrid(self.data.factor_sizes, level)
-        mu, logvar = metrics.encode_all(self.net, self.data, indices)  # N, z_dim
+        mu, logvar = encode_all(self.net, self.data, indices)  # N, z_dim
         scores = metrics.score(mu, logvar, factors, level, roles=self.roles)
         scores["latents"] = [
             dict(kl=kl, top_factor=top and top[0], share=top and top[1], information=dict(zip(names, row)))
             for kl, top, row in zip(latents.kld, latents.top_factor, latents.information.tolist())
         ]
         scores["settings"] |= about
-        with atomic_file(path) as file:
-            file.write(json.dumps(scores, indent=2).encode())
-        print(f"{metrics.table(scores)}\n{len(mu):,} images; settings in {path}", flush=True)
+        metrics.write(scores, folder / "metrics.json")
         if draw:
             shares = latents.information / np.log(
                 self.data.factor_sizes
             )  # of each factor's entropy, z_dim, K
             title = "Mutual information of latent and factor: share of the factor's entropy"
-            figures.factor_map(shares, names, title, latents, path.with_name("mutual_information.png"))
-            if effect := scores.get("total_effect"):
-                title = "Total effect: share of a latent's variance\nthat changes when this factor alone is drawn anew"
-                figures.factor_map(effect, names, title, latents, path.with_name("total_effect.png"))
-        if draw and figures.ROLES <= set(self.roles):
-            grid = mu.numpy().reshape(*metrics.grid_sizes(factors), -1)  # 3, 6, 40, 32, 32, z_dim on dSprites
-            to = path.with_name("latent_response.png")
-            figures.latent_response(grid, self.roles, self.shapes(), latents, to)
+            figures.factor_map(shares, names, title, latents, folder / "mutual_information.png")
+            title = "Total effect: share of a latent's variance\nthat changes when this factor alone is drawn anew"
+            figures.factor_map(scores["total_effect"], names, title, latents, folder / "total_effect.png")
+            if figures.ROLES <= set(self.roles):
+                grid = mu.numpy().reshape(*scores["settings"]["factor_sizes"], -1)  # 3, 6, 40, 32, 32, z_dim
+                to = folder / "latent_response.png"
+                figures.latent_response(grid, self.roles, self.shapes(), latents, to)
         return scores
 
     def encode(self, path):
@@ -192,7 +199,7 @@ class Evaluator:
         mu, logvar: float32 (N, z_dim); with known factors also factors, int64 (N, K) counted from 0, and their factor_names
         and factor_roles (K,).
         """
-        mu, logvar = metrics.encode_all(self.net, self.data)
+        mu, logvar = encode_all(self.net, self.data)
         arrays = dict(mu=mu.numpy(), logvar=logvar.numpy())
         if self.data.factor_sizes:
             arrays["factors"] = metrics.subgrid(self.data.factor_sizes)[1]
@@ -201,8 +208,3 @@ class Evaluator:
         with atomic_file(path) as file:
             np.savez(file, **arrays)
         print(f"codes of {len(mu):,} images in {path}: {', '.join(arrays)}")
-
-
-def read_image(path, channels, size):
-    """Read an image file as float32 (channels, size, size) in [0, 1]; UserError if it cannot be read."""
-    return torch.tensor(images.read_image(path, size, channels)) / 255

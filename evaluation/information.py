@@ -62,12 +62,9 @@ def bin_information(q, v):
 
     The estimate from N images is too high by a term in 1/N; 2 I(all) - mean of I(each half) cancels it.
     """
-    _, label = v.unique(return_inverse=True)
-    sums = torch.zeros(2, int(label.max()) + 1, q.shape[1]).to(q)  # halves, labels, bins
-    counts = torch.zeros(sums.shape[:2]).to(q)
-    for half in (0, 1):
-        sums[half].index_add_(0, label[half::2], q[half::2])
-        counts[half] = torch.bincount(label[half::2], minlength=counts.shape[1])
+    one_hot = torch.nn.functional.one_hot(v.unique(return_inverse=True)[1]).to(q)  # N, labels
+    sums = torch.stack([one_hot[half::2].T @ q[half::2] for half in (0, 1)])  # halves, labels, bins
+    counts = torch.stack([one_hot[half::2].sum(dim=0) for half in (0, 1)])  # halves, labels
 
     def information(sums, counts):  # H(b) - H(b|v)
         q_v, p_v = sums / counts.clip(1)[:, None], counts / counts.sum()
@@ -91,8 +88,8 @@ def top_factor(information, names, kld):
 def position_effect(effect, roles):
     """Find the largest total effect of x or y on a latent other than their own; 0 if nothing else moves with position.
 
-    effect: (z, K) of metrics.total_effect, 0 for latents that do not count; roles: of the K factors, "x" and "y" among them. The own latent of
-    x is the one that x has the highest effect on; so for y.
+    effect: (z, K) of metrics.total_effect, 0 for latents that do not count; roles: of the K factors, "x" and "y" among
+    them. The own latent of x is the one that x has the highest effect on; so for y.
     """
     position = effect[:, [roles.index("x"), roles.index("y")]]  # z, 2
     return float(np.delete(position, position.argmax(axis=0), axis=0).max(initial=0))

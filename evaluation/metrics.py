@@ -3,8 +3,8 @@
     codes:   (N, z) floats, the means of q(z|x) for N images, or any other representation
     factors: (N, K) integers, the values of the K factors that the images were made from
 
-    mu, logvar = encode_all(net, data)
-    indices, factors = subgrid(data.factor_sizes)
+    mu, _ = encode_all(net, data)               # evaluation.evaluator
+    _, factors = subgrid(data.factor_sizes)
     mig(mu, factors), higgins(mu, factors, exclude=(0,))
 
 Definitions and settings are those of disentanglement_lib (Locatello et al., 2019), with every factor discrete. Scores
@@ -16,24 +16,16 @@ last one fastest; the others take any sample. In dSprites, rotations by 0 and by
 as two values, as everywhere in the field. What needs scikit-learn imports it, as that takes a second.
 """
 
+import json
 import math
 
 import numpy as np
 import torch
 
-from evaluation.information import (
-    entropy,
-    mean_kl,
-    mutual_information,
-    position_effect,
-    total_correlation,
-)
-from evaluation.information import latent_information as latent_information  # here too for callers
-from evaluation.information import top_factor as top_factor
-from utils import ACTIVE, SHOWN, progress
+from evaluation.information import entropy, mean_kl, mutual_information, position_effect, total_correlation
+from utils import ACTIVE, SHOWN, atomic_file, progress
 
 LEVELS = ("none", "fast", "full")
-SAMPLE = 10_000  # images from which a latent's mutual information is estimated
 
 # Settings of the classifiers; max_iter is enough to converge.
 LOGISTIC = dict(solver="lbfgs", C=1.0, tol=1e-4, max_iter=5000)
@@ -57,35 +49,13 @@ def subgrid(sizes, level="full"):
     return indices, factors
 
 
-def fixed_sample(sizes):
-    """Draw SAMPLE images of a grid, distinct and the same in every call: indices (N,) and factors (N, K)."""
-    indices = np.random.default_rng(0).permutation(math.prod(sizes))[:SAMPLE]
-    return indices, np.stack(np.unravel_index(indices, sizes), axis=1)
-
-
-@torch.no_grad()
-def encode_all(net, data, indices=None, batch_size=1024):
-    """Encode the images at indices (N,), default all of data.
-
-    net: encode(x) -> mu, logvar; data: len() and batch(indices), as from dataset.return_data.
-    Returns mu and logvar, float32 (N, z) each, on the CPU: 59 MB for both on dSprites.
-    """
-    indices = torch.arange(len(data)) if indices is None else torch.as_tensor(indices)
-    parts = [
-        torch.stack(net.encode(data.batch(part)))  # 2, B, z
-        for part in progress(indices.split(batch_size), desc="encoding", unit="batch")
-    ]
-    mu, logvar = torch.cat(parts, dim=1).float().cpu()  # N, z
-    return mu, logvar
-
-
 def checked(codes, factors):
     """Return codes as float64 and factors as arrays; ValueError if they cannot be scored."""
     codes, factors = np.asarray(codes, dtype=np.float64), np.asarray(factors)
-    if codes.ndim != 2 or factors.ndim != 2 or len(codes) != len(factors):
-        raise ValueError(f"codes must be (N, z) and factors (N, K), not {codes.shape} and {factors.shape}")
-    if codes.shape[1] < 2 or factors.shape[1] < 2:
-        raise ValueError("a score needs at least 2 latents and 2 factors")
+    tables = codes.ndim == factors.ndim == 2 and len(codes) == len(factors)
+    if not tables or codes.shape[1] < 2 or factors.shape[1] < 2:
+        needed = "codes must be (N, z) and factors (N, K), of at least 2 latents and 2 factors"
+        raise ValueError(f"{needed}, not {codes.shape} and {factors.shape}")
     if not np.isfinite(codes).all():
         raise ValueError("some codes are not finite")
     if not np.issubdtype(factors.dtype, np.integer):
@@ -315,36 +285,44 @@ def total_effect(codes, factors, seed=0, *, points=10_000):
 
 # All of them.
 
-METRICS = {  # name: function, settings that are not its defaults; exclude names factors by their roles
-    "higgins_paper": (higgins, dict(exclude=("shape",))),
-    "higgins": (higgins, {}),
-    "factor_vae": (factor_vae, {}),
-    "mig": (mig, {}),
-    "dci": (dci, {}),
-    "sap": (sap, {}),
-    "modularity": (modularity, {}),
-    "irs": (irs, {}),
-    "total_effect": (total_effect, {}),
-}
-NEEDS = {  # what a score needs beyond codes and factors, or it is left out
-    "higgins_paper": ("full grid of factors", "role shape"),
-    "higgins": ("full grid of factors",),
-    "factor_vae": ("full grid of factors",),
-    "total_effect": ("full grid of factors",),
-    "position_effect": ("full grid of factors", "role x", "role y"),
-    "active_latents": ("logvar",),
+METRICS = {
+    "higgins_paper": higgins,  # never keeps shape fixed
+    "higgins": higgins,
+    "factor_vae": factor_vae,
+    "mig": mig,
+    "dci": dci,
+    "sap": sap,
+    "modularity": modularity,
+    "irs": irs,
+    "total_effect": total_effect,
 }
 
 
-def settings_of(level):
-    """List the keyword arguments of each metric of a level.
+def left_out(logvar, factors, roles):
+    """List the scores that cannot be computed from these arguments of score(): {name: what they need}."""
+    needs = {}
+    if grid_sizes(factors) is None:
+        names = ("higgins_paper", "higgins", "factor_vae", "total_effect", "position_effect")
+        needs |= dict.fromkeys(names, "full grid of factors")
+    if "shape" not in roles:
+        needs["higgins_paper"] = "role shape"
+    if not {"x", "y"} <= set(roles):
+        needs["position_effect"] = "roles x and y"
+    if logvar is None:
+        needs["active_latents"] = "logvar"
+    return needs
+
+
+def settings_of(level, roles):
+    """List the keyword arguments of each metric of a level; roles: of the factors, see score().
 
     "full": as published. "fast": no DCI, and half the points for classifiers. MIG and modularity keep theirs, as their
     bias depends on it; yet on the coarser grid MIG is higher, as 20 bins separate 16 positions and 20 orientations.
     """
-    settings = {name: {**(f.__kwdefaults__ or {}), **changed} for name, (f, changed) in METRICS.items()}
+    settings = {name: dict(metric.__kwdefaults__ or {}) for name, metric in METRICS.items()}
+    settings["higgins_paper"]["exclude"] = tuple(k for k, role in enumerate(roles) if role == "shape")
     if level == "fast":
-        settings.pop("dci", None)
+        del settings["dci"]
         for each in settings.values():
             each |= {key: each[key] // 2 for key in ("train", "test") if key in each}
     return settings
@@ -358,42 +336,40 @@ def score(mu, logvar, factors, level="full", seed=0, roles=()):
     latents with a KL under SHOWN, whose means are next to constant.
     """
     codes, factors = checked(mu, factors)
-    known = {f"role {role}" for role in roles}
-    known |= {"full grid of factors"} if grid_sizes(factors) is not None else set()
-    known |= {"logvar"} if logvar is not None else set()
-    missing = {name: [need for need in needs if need not in known] for name, needs in NEEDS.items()}
-    settings = {name: each for name, each in settings_of(level).items() if not missing.get(name)}
+    missing = left_out(logvar, factors, roles)
+    settings = {name: each for name, each in settings_of(level, roles).items() if name not in missing}
     scores = {}
     for name, arguments in progress(settings.items(), desc="metrics", unit="metric"):
-        if "exclude" in arguments:
-            arguments["exclude"] = tuple(roles.index(role) for role in arguments["exclude"])
-        value = METRICS[name][0](codes, factors, seed, **arguments)
+        value = METRICS[name](codes, factors, seed, **arguments)
         if isinstance(value, dict):
             scores |= {f"{name}_{part}": number for part, number in value.items()}
         else:
             scores[name] = value
-    kld = np.full(len(codes.T), np.inf) if logvar is None else mean_kl(mu, logvar)  # z
+    kld = np.full(codes.shape[1], np.inf) if logvar is None else mean_kl(mu, logvar)  # z
     if logvar is not None:
         scores["active_latents"] = int((kld > ACTIVE).sum())
     if "total_effect" in scores:
-        effect = np.where(kld[:, None] <= SHOWN, 0, scores["total_effect"])
+        effect = np.where(kld[:, None] > SHOWN, scores["total_effect"], 0)  # z, K
         scores["total_effect"] = effect.tolist()
-        if not missing["position_effect"]:
+        if "position_effect" not in missing:
             scores["position_effect"] = position_effect(effect, roles)
     scores["total_correlation"] = total_correlation(codes)
-    about = dict(level=level, seed=seed, images=len(codes), roles=list(roles), **settings)
-    about["factor_sizes"] = [len(np.unique(values)) for values in factors.T]
-    about["left_out"] = {name: needs for name, needs in missing.items() if needs}
-    about["thresholds"] = dict(active_latents=ACTIVE, total_effect=SHOWN)  # nats of KL
-    about |= dict(logistic_regression=LOGISTIC, linear_svm=SVM, boosted_trees=BOOSTING)
-    return {**scores, "settings": about}
+    settings |= dict(level=level, seed=seed, images=len(codes), roles=list(roles), left_out=missing)
+    settings["factor_sizes"] = [len(np.unique(values)) for values in factors.T]
+    settings["thresholds"] = dict(active_latents=ACTIVE, total_effect=SHOWN)  # nats of KL
+    settings |= dict(logistic_regression=LOGISTIC, linear_svm=SVM, boosted_trees=BOOSTING)
+    return {**scores, "settings": settings}
 
 
-def table(scores):
-    """Write scores as text, one per line, and what was left out."""
-    numbers = {name: value for name, value in scores.items() if isinstance(value, (int, float))}
-    digits = {name: f"{value:.3f}" if isinstance(value, float) else value for name, value in numbers.items()}
-    units = {"total_correlation": " nats"}
-    lines = [f"{name:22}{text}{units.get(name, '')}" for name, text in digits.items()]
-    left_out = scores["settings"]["left_out"].items()
-    return "\n".join(lines + [f"{name:22}left out: no {', no '.join(needs)}" for name, needs in left_out])
+def write(scores, path):
+    """Write scores to path as JSON; print them, one number per line, and what was left out."""
+    with atomic_file(path) as file:
+        file.write(json.dumps(scores, indent=2).encode())
+    for name, value in scores.items():
+        if isinstance(value, (int, float)):
+            text = f"{value:.3f}" if isinstance(value, float) else value
+            print(f"{name:22}{text}{' nats' * (name == 'total_correlation')}")
+    settings = scores["settings"]
+    for name, need in settings["left_out"].items():
+        print(f"{name:22}left out: no {need}")
+    print(f"{settings['images']:,} images; settings in {path}", flush=True)

@@ -30,7 +30,7 @@ def dset_dir(tmp_path_factory):
 def small_sample():
     """Pictures name latents from 300 images, which saves two seconds a picture."""
     with pytest.MonkeyPatch.context() as patch:  # of its own: a test may undo the others
-        patch.setattr("evaluation.metrics.SAMPLE", 300)
+        patch.setattr("evaluation.evaluator.SAMPLE", 300)
         yield
 
 

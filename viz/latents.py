@@ -36,7 +36,7 @@ class Latents:
     """
 
     kld: list  # z_dim floats: KL from the prior, nats per image
-    top_factor: list | None = None  # (factor, share) or None, see evaluation.metrics.top_factor
+    top_factor: list | None = None  # (factor, share) or None, see evaluation.information.top_factor
     information: np.ndarray | None = None  # z_dim, K: mutual information with each factor, nats
     signs: list | None = None  # -1 where x, y or size falls as the latent grows, else 1
 
