@@ -92,7 +92,10 @@ def load_model(path):
     """
     state = read_checkpoint(path)
     weights, name = state["model_states"]["net"], (state["arguments"] or {}).get("model")
-    z_dim = [value for key, value in weights.items() if key.startswith("encoder.")][-1].numel() // 2
+    encoder = [
+        len(value) for name, value in weights.items() if name.startswith("encoder.")
+    ]  # outputs of each layer
+    z_dim = encoder[-1] // 2 if encoder else 1
     outputs = list(weights.values())[
         -1
     ].numel()  # biases of the last layer: a channel's, or a pixel's where it is linear

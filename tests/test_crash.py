@@ -22,7 +22,7 @@ import main
 from helpers import assert_same_run
 from run.checkpoint import read_checkpoint
 
-KILLS = int(os.environ.get("BETA_VAE_KILLS", 12))
+KILLS = int(os.environ.get("BETA_VAE_KILLS", 6))
 SAVE_STEP = 30
 FLAGS = f"--batch_size 1 --max_iter 240 --gather_step 1 --display_step 120 --save_step {SAVE_STEP} --cuda no"
 

@@ -116,7 +116,7 @@ def test_folders_that_cannot_be_are_named(runs):
         error = runs.refused("run", flag, below)
         assert "Not a directory" in error and str(runs.folder / "file") in error
     error = runs.run("run", "--dset_dir", below, status=1).stderr
-    assert error.startswith(f"main.py: {below} cannot be written to") and "Traceback" not in error
+    assert "Not a directory" in error and "Traceback" not in error
 
 
 # Checkpoints.
@@ -140,8 +140,9 @@ def test_a_checkpoint_cut_at_any_percent_gives_way_to_the_one_before(copied, cap
         assert out.count("\n") == 1 and "last cannot be read" in out
     copied.run("run", "--max_iter 20", NO_PICTURES)
     assert same(read_checkpoint(copied.checkpoint("run", "previous")), before)  # not the damaged file
-    copied.run("whole", "--max_iter 24", NO_PICTURES)
-    copied.run("run", "--max_iter 24", NO_PICTURES)
+    copied.run("whole", "--max_iter 20", NO_PICTURES)
+    for name in ("whole", "run"):
+        copied.run(name, "--max_iter 24", NO_PICTURES)
     assert_same_run(copied, "whole", "run")
     for which in ("last", "previous"):
         copied.checkpoint("run", which).write_bytes(b"nothing")

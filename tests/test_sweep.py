@@ -141,13 +141,15 @@ def test_a_run_is_finished_once_its_last_iteration_has_the_scores_asked_for(runs
     assert not finished()
 
 
-def test_a_killed_process_starts_again_but_not_for_ever(tmp_path, monkeypatch):
+def test_a_killed_process_starts_again_but_not_for_ever_and_a_failed_one_says_why(tmp_path, monkeypatch):
+    """Its own words count, not the progress of another sweep of this name."""
     monkeypatch.setattr(sweep.program, "__file__", tmp_path / "fake.py")
-    for end, status, starts in (("os.kill(os.getpid(), 9)", -9, 4), ("sys.exit(1)", 1, 1)):
-        (tmp_path / "fake.py").write_text(f"import os, sys; print(end='.', flush=True); {end}")
+    failing = "print('50%|main.py: why\\n 60%|another bar'); sys.exit(1)"
+    for end, reason, starts in (("os.kill(os.getpid(), 9)", "status -9", 4), (failing, "main.py: why", 1)):
+        (tmp_path / "fake.py").write_text(f"import os, sys; print('begun', flush=True); {end}")
         with sweep.open_pool(SimpleNamespace(scheduler=None, parallel=1), cuda=False) as submit:
-            assert submit([], tmp_path / str(status)).result() == status
-        assert (tmp_path / str(status)).read_text() == starts * "."
+            assert submit([], tmp_path / str(starts)).result() == reason
+        assert (tmp_path / str(starts)).read_text().count("begun") == starts
 
 
 @pytest.mark.parametrize("gpus, parallel", [(["4", "5"], 2), ([], 3)])
