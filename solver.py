@@ -74,7 +74,7 @@ class Solver:
         return 0
 
     def loop(self):
-        """The training loop; returns the signal that stopped it, or None if it reached max_iter."""
+        """Run the training loop; return the signal that stopped it, or None if it reached max_iter."""
         args, saved, stop = self.args, self.iter, StopSignal()
         bar = progress(total=args.max_iter, initial=self.iter, unit="it", delay=0, leave=True)
         with handle_signals(stop), bar:
@@ -115,14 +115,14 @@ class Solver:
         self.first_nonfinite = torch.where(bad, self.iter, self.first_nonfinite)
 
     def compute_loss(self, x):
-        """The objective for images x (B, C, H, W), a scalar, and a dict of what is logged: its terms, mean mu and sigma^2."""
+        """Compute the objective for images x (B, C, H, W), a scalar, and a dict to log: its terms, mean mu and sigma^2."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.args.precision == "bf16"):
             x_recon, mu, logvar, z = self.net(x, self.noise)  # float32, whatever the precision inside
         loss, terms = self.objective(x, x_recon, mu, logvar, z, self.iter)
         return loss, {**terms, "mu": mu.mean(dim=0), "var": logvar.exp().mean(dim=0)}
 
     def check_finite(self):
-        """UserError if a loss, a weight or an average of the optimiser is not finite. Waits for the device."""
+        """Raise UserError if a loss, a weight or an average of the optimiser is not finite. Waits for the device."""
         first = int(self.first_nonfinite)
         states = [state for optim in self.optims.values() for state in optim.state.values()]
         averages = [torch.as_tensor(value) for state in states for value in state.values()]

@@ -24,7 +24,7 @@ SHOWN = 0.1  # nats of KL above which it is shown, named after a factor, and its
 
 
 class UserError(Exception):
-    """Something that the user can put right; it is printed without a traceback."""
+    """An error that the user can put right; it is printed without a traceback."""
 
 
 def run_cli(prog, interrupted, run):

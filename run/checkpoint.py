@@ -19,7 +19,7 @@ class Checkpoints:
         self.folder = Path(folder)
 
     def paths(self):
-        """The checkpoints that are there: last, previous, then those kept, from the latest iteration on."""
+        """List the checkpoints that are there: last, previous, then those kept, from the latest iteration on."""
         kept = sorted((int(path.name) for path in self.folder.glob("[0-9]*")), reverse=True)
         return [p for name in ("last", "previous", *map(str, kept)) if (p := self.folder / name).exists()]
 

@@ -5,12 +5,11 @@ import json
 import shutil
 from pathlib import Path
 
-import torch
 from filelock import FileLock, Timeout
 
 from prepare.sets import default_distribution
 from run.checkpoint import Checkpoints
-from run.machine import compare_machines
+from run.machine import compare_machines, has_bf16
 from utils import UserError, atomic_file
 
 # Flags that do not make a run what it is: with another value of any other flag, it is another run.
@@ -21,15 +20,15 @@ FREE = (
 
 
 def defining_flags(arguments, names):
-    """Those of the flags in arguments, a dict, that make a run what it is and are among names."""
+    """Select the flags in arguments, a dict, that make a run what it is; names: of the flags that main.py has."""
     flags = {name: arguments[name] for name in names if name in arguments and name not in FREE}
     return {**flags, "dist": flags["dist"] or default_distribution(flags["dataset"])}
 
 
 class RunFolder:
-    """args: the flags of main.py; machine: what the run computes on (run/machine.py).
+    """The folders of one run. args: the flags of main.py; machine: what the run computes on (run/machine.py).
 
-    One process trains a run: it locks the checkpoints, until the end of `with` or of the process, however that ends.
+    One process trains a run: it locks the checkpoints until the end of `with` or of the process, however that ends.
     """
 
     def __init__(self, args, machine):
@@ -58,7 +57,7 @@ class RunFolder:
                 self.checkpoints.folder.rmdir()
 
     def load(self):
-        """The state in the checkpoint that args names, None to start anew. UserError if it is of another run than args.
+        """Load the state in the checkpoint that args names, None to start anew. UserError if it is of another run than args.
 
         Where nothing is trained, args takes the flags that define the run from the checkpoint.
         """
@@ -82,7 +81,7 @@ class RunFolder:
         return state
 
     def check_flags(self, arguments):
-        """UserError if the run of these saved flags is another one than that of args."""
+        """Raise UserError if the run of these saved flags is another one than that of args."""
         args = self.args
         saved, now = (defining_flags(flags, vars(args)) for flags in (arguments, vars(args)))
         if not args.train:
@@ -94,7 +93,7 @@ class RunFolder:
             raise UserError(f"run {args.viz_name} was made with other settings: {', '.join(others)}; {then}")
 
     def check_data(self, before, now):
-        """UserError if the checkpoint was made with other images. before: None or "dSprites" in old ones, of dSprites."""
+        """Raise UserError if the checkpoint was made with other images. before: None or "dSprites" in old ones, of dSprites."""
         if self.args.train and before not in (None, now, now.split(",")[0]):
             what = f"run {self.args.viz_name} was made with {before}, and {self.args.dset_dir} holds {now}"
             raise UserError(f"{what}: find those, or train a new run under another --viz_name")
@@ -102,20 +101,21 @@ class RunFolder:
     def begin(self, iteration, log):
         """Make ready to train after iteration: remove a run that is replaced, write args.json and prepare the log."""
         args, folders = self.args, (self.outputs, self.checkpoints.folder)
-        if args.overwrite:
-            for path in (path for folder in folders for path in folder.glob("*") if path.name != "lock"):
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
         self.outputs.mkdir(parents=True, exist_ok=True)
-        for left in (
-            path for folder in folders for path in folder.rglob(".*.tmp")
-        ):  # a killed training wrote it
-            left.unlink(missing_ok=True)
+        if args.overwrite:
+            for path in [path for folder in folders for path in folder.iterdir() if path.name != "lock"]:
+                if path.is_file():
+                    path.unlink()
+                elif path.name.isdecimal():  # other folders are those of runs named <viz_name>/..
+                    shutil.rmtree(path)
+        for folder in (*folders, *self.outputs.glob("[0-9]*")):
+            for left in folder.glob(".*.tmp"):  # a killed training was writing it
+                left.unlink(missing_ok=True)
         log.begin(iteration)
         with atomic_file(self.outputs / "args.json") as file:
             file.write(json.dumps({"arguments": vars(args), **self.machine}, indent=2).encode())
         start = f"resumed at iteration {iteration:,}" if iteration else "a new run"
         on = f"{self.machine['device']}, {self.machine['threads']} threads, {args.precision}"
         print(f"{args.viz_name}: {start}; {on}; curves and pictures in {self.outputs}")
-        slow = torch.backends.cpu.get_cpu_capability() == "AVX2"
-        if slow and self.machine["device"] == "cpu" and args.precision == "bf16":
-            print("this CPU has no bf16 (no AVX-512): --precision float32 is about ten times as fast")
+        if args.precision == "bf16" and self.machine["device"] == "cpu" and not has_bf16():
+            print("this CPU only emulates bf16: --precision float32 is faster, up to ten times")

@@ -32,16 +32,16 @@ class Window:
         self.count += 1
 
     def means(self):
-        """{column: average} over the open window, or over the last one if it has just closed; {} before the first step."""
+        """Return {column: average} over the open window, or over the last one if it has just closed; {} before the first step."""
         row = (self.sums / self.count).tolist() if self.count else self.last_row
         return dict(zip(self.columns, row or []))
 
     def latent_kld(self):
-        """KL of each latent in nats, (z_dim,); None before the first step."""
+        """Return the KL of each latent in nats, (z_dim,); None before the first step."""
         return [mean for name, mean in self.means().items() if name.startswith("kld_")] or None
 
     def text(self):
-        """The averages of the scalars, in a line; without those that are not defined at this step (NaN)."""
+        """Write the averages of the scalars in a line, without those that are not defined at this step (NaN)."""
         scalars = {name: mean for name, mean in self.means().items() if not name[-1].isdecimal()}
         return ", ".join(f"{name} {mean:.4g}" for name, mean in scalars.items() if not math.isnan(mean))
 
@@ -77,7 +77,7 @@ class Log:
             self.write([row for row in self.rows() if int(row["iter"]) <= last_iter])
 
     def rows(self):
-        """The whole rows that are there, as dicts of texts."""
+        """Read the whole rows that are there, as dicts of texts."""
         if not self.path.exists():
             return []
         with open(self.path, newline="") as file:  # a killed run may have left a part of the last row

@@ -42,6 +42,12 @@ def keep_freed_memory():
     mallopt(M_MMAP_THRESHOLD, 2**28) or mallopt(M_MMAP_THRESHOLD, 2**25)  # the most that older ones take
 
 
+def has_bf16():
+    """Tell whether the CPU itself computes in bf16; True where it does not say."""
+    flags = Path("/proc/cpuinfo")
+    return not flags.exists() or not {"amx_bf16", "avx512_bf16", "bf16"}.isdisjoint(flags.read_text().split())
+
+
 def git_commit():
     """Return the commit of the code that runs, with "+changes" if files differ from it; None without git."""
     command = ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+changes"]

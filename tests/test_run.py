@@ -232,14 +232,18 @@ def test_other_settings_are_refused_each_by_name(runs):
 def test_overwrite_starts_anew_and_leaves_nothing_of_the_run_before(runs, monkeypatch):
     monkeypatch.setattr(Checkpoints, "KEEP_EVERY", 10)
     runs.run("run", "--max_iter 20")
+    runs.run("run/other", NO_PICTURES, "--max_iter 8")
     saved = runs.checkpoint("run").read_bytes()
     assert "leave out --ckpt_name" in runs.refused("run", "--ckpt_name", runs.checkpoint("run"))
     assert "fewer than one batch" in runs.refused("run", "--overwrite True --batch_size 1000000")
     assert runs.checkpoint("run").read_bytes() == saved
     runs.run("run", NO_PICTURES, "--overwrite True --seed 2 --max_iter 8")
     assert read_log(runs.outputs("run") / "log.csv")["iter"] == [8]
-    assert {path.name for path in runs.outputs("run").iterdir()} == {"log.csv", "args.json"}
-    assert runs.checkpoints("run") == {"last"} and read_checkpoint(runs.checkpoint("run"))["iter"] == 8
+    assert {path.name for path in runs.outputs("run").iterdir()} == {"log.csv", "args.json", "other"}
+    assert runs.checkpoint("run/other").exists()  # a run of its own
+    assert (
+        runs.checkpoints("run") == {"last", "other"} and read_checkpoint(runs.checkpoint("run"))["iter"] == 8
+    )
 
 
 def test_a_log_whose_checkpoints_are_elsewhere_is_kept(runs):
