@@ -42,7 +42,8 @@ def run_cli(prog, interrupted, run):
         print(f"{prog}: out of memory: a smaller --batch_size needs less", file=sys.stderr)
         return 1
     except (UserError, OSError) as error:
-        print(f"{prog}: {error}", file=sys.stderr)
+        file = getattr(error, "filename", None)
+        print(f"{prog}: {f'{file}: {error.strerror}' if file else error}", file=sys.stderr)
         return 1
 
 

@@ -80,8 +80,9 @@ class Log:
         """Read the whole rows that are there, as dicts of texts."""
         if not self.path.exists():
             return []
-        with open(self.path, newline="") as file:  # a killed run may have left a part of the last row
-            return [row for row in csv.DictReader(file) if None not in row and None not in row.values()]
+        with open(self.path, newline="", errors="replace") as file:
+            rows = [row for row in csv.DictReader(file) if None not in row and None not in row.values()]
+        return [row for row in rows if row.get("iter", "").isdecimal()]  # a killed run may have left a part of one
 
     def write(self, rows):
         """Replace the file by these rows, with a column for each name in self.columns or, without those, in the rows."""

@@ -119,6 +119,15 @@ def test_folders_that_cannot_be_are_named(runs):
     assert "Not a directory" in error and "Traceback" not in error
 
 
+def test_a_log_that_is_no_table_is_one_line_and_the_run_goes_on(copied):
+    for i, text in enumerate((b"", b"a,b\n1,x\n", bytes(range(256)))):
+        (copied.outputs("run") / "log.csv").write_bytes(text)
+        with pytest.raises(UserError, match="damaged"):
+            read_log(copied.outputs("run") / "log.csv")
+        assert "resumed" in copied.run("run", "--max_iter", 21 + i, NO_PICTURES).stdout
+        assert read_log(copied.outputs("run") / "log.csv")["iter"][-1] == 21 + i
+
+
 # Checkpoints.
 
 
