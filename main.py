@@ -142,6 +142,8 @@ def parse(argv=None, parser=None, defaults=None):
         parser.error(
             "--overwrite True starts anew: leave out --ckpt_name; --init FILE starts from a file's weights"
         )
+    if args.encode and not os.path.isdir(os.path.dirname(os.path.abspath(args.encode))):
+        parser.error(f"--encode {args.encode}: the folder does not exist")
     args.image_size = size
     args.dist = args.dist or default_distribution(args.dataset)
     args.gather_step = min(args.gather_step or max(1, min(1000, args.max_iter // 20)), args.display_step)

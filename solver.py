@@ -31,18 +31,18 @@ class Solver:
         with contextlib.ExitStack() as locked:
             locked.enter_context(self.folder)
             state = self.folder.load()
-            self.build()
+            self.build(new=not state)
             if state:
                 self.load(state)
             self.locked = locked.pop_all()  # until train() ends
 
-    def build(self):
+    def build(self, new):
         """Build all that trains, at iteration 0. Network, data order, noise and pictures each have their own seed."""
         args, self.iter = self.args, 0
         self.data = return_data(args, self.device)
         keep_freed_memory()  # only now: preparing the data may have taken much more memory than training does
         net = build_net(args.model, args.z_dim, self.data.channels, stream_seed(args.seed, "model"))
-        if args.init:
+        if args.init and new:
             self.load_weights(net, read_checkpoint(args.init))
         self.net = net.to(self.device, memory_format=torch.channels_last)
         self.evaluator = Evaluator(self.net, self.data, args.seed)
@@ -163,9 +163,11 @@ class Solver:
                 self.evaluator.write_page(folder / "explore.html", title, latents)
             tqdm.write(f"pictures in {folder}")
         except Exception as error:
-            if not isinstance(error, UserError):
+            if not self.args.train and isinstance(error, OSError):
+                raise  # nothing can be written
+            if not isinstance(error, (UserError, OSError)):
                 traceback.print_exc()
-            tqdm.write(f"a picture of {self.iter:,} is missing, all else goes on: {first_line(error)}")
+            tqdm.write(f"pictures at {self.iter:,}: {first_line(error)}; all else goes on")
         self.dashboard.update(self.iter)
 
     def evaluate(self):

@@ -155,7 +155,7 @@ def check_writable(folder):
     folder.mkdir(parents=True, exist_ok=True)
     if not os.access(folder, os.W_OK):
         raise UserError(
-            f"{folder} cannot be written to: use python -m prepare .. --dset_dir OTHER --archive FILE"
+            f"{folder} cannot be written to: use python -m prepare DATASET --dset_dir OTHER --archive FILE"
         )
 
 

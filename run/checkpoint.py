@@ -46,7 +46,7 @@ class Checkpoints:
             try:
                 state = read_checkpoint(path)
             except UserError as error:
-                print(f"{error}: taking the newest of the others")
+                print(error)
                 continue
             if path.name == "last":
                 return state
@@ -73,7 +73,12 @@ def read_checkpoint(path):
     except Exception as error:  # of zipfile, pickle and torch, for as many kinds of damage
         what = first_line(error)
         if "Weights only" in what:
-            what = "it holds other things than tensors and plain values, which might run code"
+            code = "Unsupported global" in str(error)
+            what = (
+                "it holds other things than tensors and plain values, which might run code"
+                if code
+                else "it is damaged"
+            )
         raise UserError(f"checkpoint {path} cannot be read: {what}") from error
 
 
@@ -91,19 +96,18 @@ def load_model(path):
     Raises a one-line UserError if they are of no such network.
     """
     state = read_checkpoint(path)
-    weights, name = state["model_states"]["net"], (state["arguments"] or {}).get("model")
-    encoder = [
-        len(value) for name, value in weights.items() if name.startswith("encoder.")
-    ]  # outputs of each layer
-    z_dim = encoder[-1] // 2 if encoder else 1
+    weights, model = state["model_states"]["net"], (state["arguments"] or {}).get("model")
+    encoder = [len(value) for name, value in weights.items() if name.startswith("encoder.")]
+    z_dim = encoder[-1] // 2 if encoder else 1  # the last layer gives mu and logvar
     outputs = list(weights.values())[
         -1
-    ].numel()  # biases of the last layer: a channel's, or a pixel's where it is linear
-    for build in [MODELS[name]] if name in MODELS else MODELS.values():
-        net = build(z_dim, outputs // build.image_size**2 or outputs)
-        if shapes(net.state_dict()) == shapes(weights):
-            net.load_state_dict(weights)
-            return net.eval()
+    ].numel()  # the last bias has one a channel, of a linear layer one a pixel
+    for build in [MODELS[model]] if model in MODELS else MODELS.values():
+        for channels in (1, 3, outputs // build.image_size**2 or outputs):
+            net = build(z_dim, channels)
+            if shapes(net.state_dict()) == shapes(weights):
+                net.load_state_dict(weights)
+                return net.eval()
     raise UserError(f"checkpoint {path} holds none of the networks {', '.join(MODELS)}")
 
 

@@ -78,6 +78,8 @@ class RunFolder:
             self.check_flags(state["arguments"])
             if args.train:
                 compare_machines(state, self.machine)
+                if args.init:
+                    print("the run goes on: --init is for new ones")
         return state
 
     def check_flags(self, arguments):

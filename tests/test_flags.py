@@ -11,7 +11,7 @@ NONSENSE = [
     "--batch_size 0", "--C_max -1", "--C_max 1e39 --C_stop_iter 1", "--lr", "--lr 0", "--beta nan", "--beta2 1",
     "--max_iter 1.5", "--seed -1", "--threads -1", "--z_dim 1e30", "--num_workers 1000", "--viz_port 0", "--train maybe",
     "--model X", "--image_size 128", "--lr_start_iter 5 --lr_stop_iter 5", "--batch 64", "--unknown 1", "extra",
-    "--viz_server ''", "--output_dir ''", "--encode ''", "--output_dir x --ckpt_dir ./x", "--viz_name ../x", "--viz_name /x",
+    "--viz_server ''", "--output_dir ''", "--encode ''", "--encode nowhere/c.npz", "--output_dir x --ckpt_dir ./x", "--viz_name ../x", "--viz_name /x",
     "--viz_name m/7", "--overwrite True --ckpt_name x",
 ]  # fmt: skip
 

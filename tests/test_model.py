@@ -91,7 +91,15 @@ class Small(BetaVAE):
         self.apply(kaiming_init)
 
 
-@pytest.mark.parametrize("cls, nc", [(Wide, 3), (Small, 2)])
+class Unbiased(BetaVAE_B):
+    """A network whose last layer has no bias."""
+
+    def __init__(self, z_dim=4, nc=1):
+        super().__init__(z_dim, nc)
+        self.decoder[-1] = nn.ConvTranspose2d(32, nc, 4, 2, 1, bias=False)
+
+
+@pytest.mark.parametrize("cls, nc", [(Wide, 3), (Small, 2), (Unbiased, 3)])
 def test_load_model_gives_a_network_that_a_user_has_added(tmp_path, monkeypatch, cls, nc):
     monkeypatch.setitem(MODELS, "mine", cls)
     net, z = cls(4, nc), torch.randn(2, 4)

@@ -196,7 +196,7 @@ def test_an_error_of_the_program_keeps_its_traceback(runs, monkeypatch):
 
 
 def test_too_little_memory_is_one_line(runs, monkeypatch):
-    def build(solver):
+    def build(solver, new):
         raise MemoryError
 
     monkeypatch.setattr(Solver, "build", build)

@@ -191,7 +191,7 @@ def test_a_picture_that_fails_costs_neither_the_training_nor_the_checkpoint(runs
     encoded = []
     monkeypatch.setattr("evaluation.evaluator.Evaluator.encode", lambda evaluator, path: encoded.append(path))
     output = runs.run("run", "--encode codes.npz --max_iter 20")
-    assert "all else goes on: latex could not be found" in output.stdout and "finished at" in output.stdout
+    assert "latex could not be found; all else goes on" in output.stdout and "finished at" in output.stdout
     assert "Traceback" in output.stderr and encoded == ["codes.npz"]
 
 
@@ -270,6 +270,8 @@ def test_init_starts_from_the_weights_of_a_file_at_iteration_0(runs):
     assert all(torch.allclose(trained[name], given[name]) for name in given)
     assert read_log(runs.outputs("run") / "log.csv")["recon_loss"][-1] < 150
     assert "do not fit --model B --z_dim 3" in runs.refused("other", "--z_dim 3 --init", weights)
+    output = runs.run("run", NO_PICTURES, "--max_iter 9 --lr 1e-30 --init gone.pt").stdout
+    assert "resumed at iteration 8" in output and "--init is for new ones" in output
 
 
 # Checkpoints.
