@@ -99,9 +99,8 @@ def load_model(path):
     weights, model = state["model_states"]["net"], (state["arguments"] or {}).get("model")
     encoder = [len(value) for name, value in weights.items() if name.startswith("encoder.")]
     z_dim = encoder[-1] // 2 if encoder else 1  # the last layer gives mu and logvar
-    outputs = list(weights.values())[
-        -1
-    ].numel()  # the last bias has one a channel, of a linear layer one a pixel
+    # The last bias has a value per channel, that of a linear layer one per pixel.
+    outputs = list(weights.values())[-1].numel()
     for build in [MODELS[model]] if model in MODELS else MODELS.values():
         for channels in (1, 3, outputs // build.image_size**2 or outputs):
             net = build(z_dim, channels)
