@@ -8,7 +8,7 @@ from tqdm import tqdm
 
 from dataset import Batches, return_data
 from evaluation.evaluator import Evaluator
-from model import build_net
+from model import MODELS, build_net
 from objectives import OBJECTIVES, learning_rate
 from optimizers import OPTIMIZERS
 from run.checkpoint import Checkpoints, load_noise, load_optimizers, read_checkpoint
@@ -39,6 +39,7 @@ class Solver:
     def build(self, new):
         """Build all that trains, at iteration 0. Network, data order, noise and pictures each have their own seed."""
         args, self.iter = self.args, 0
+        args.image_size = MODELS[args.model].image_size  # the model may be the checkpoint's
         self.data = return_data(args, self.device)
         keep_freed_memory()  # only now: preparing the data may have taken much more memory than training does
         net = build_net(args.model, args.z_dim, self.data.channels, stream_seed(args.seed, "model"))
@@ -156,8 +157,9 @@ class Solver:
             latents = latents or self.describe()
             self.evaluator.draw(folder, latents)
             if log.exists():
-                figures.curves(read_log(log), self.outputs / "curves.png")
-                figures.capacity(read_log(log), latents, self.outputs / "capacity.png", self.iter)
+                columns = read_log(log)
+                figures.curves(columns, self.outputs / "curves.png")
+                figures.capacity(columns, latents, self.outputs / "capacity.png", self.iter)
             if self.iter >= self.args.max_iter or not self.args.train:
                 title = f"{self.args.viz_name}, iteration {self.iter:,}"
                 self.evaluator.write_page(folder / "explore.html", title, latents)

@@ -20,7 +20,7 @@ class Checkpoints:
 
     def paths(self):
         """List the checkpoints that are there: last, previous, then those kept, from the latest iteration on."""
-        kept = sorted((int(path.name) for path in self.folder.glob("[0-9]*")), reverse=True)
+        kept = sorted((int(p.name) for p in self.folder.glob("[0-9]*") if p.name.isdecimal()), reverse=True)
         return [p for name in ("last", "previous", *map(str, kept)) if (p := self.folder / name).exists()]
 
     def save(self, state):

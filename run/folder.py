@@ -17,10 +17,16 @@ FREE = (
     "train max_iter metrics cuda threads precision image_size init dset_dir num_workers image encode save_output gather_step "
     "display_step viz_on viz_server viz_port viz_name output_dir ckpt_dir save_step ckpt_name overwrite"
 ).split()
+ADDED = {
+    "C_start": 0.0,
+    "lr_start_iter": 0,
+    "lr_stop_iter": 0,
+}  # flags that old checkpoints lack: what they trained with
 
 
 def defining_flags(arguments, names):
     """Select the flags in arguments, a dict, that make a run what it is; names: of the flags that main.py has."""
+    arguments = {**ADDED, **arguments}
     flags = {name: arguments[name] for name in names if name in arguments and name not in FREE}
     return {**flags, "dist": flags["dist"] or default_distribution(flags["dataset"])}
 
@@ -110,7 +116,7 @@ class RunFolder:
                     path.unlink()
                 elif path.name.isdecimal():  # other folders are those of runs named <viz_name>/..
                     shutil.rmtree(path)
-        for folder in (*folders, *self.outputs.glob("[0-9]*")):
+        for folder in (*folders, *(path for path in self.outputs.iterdir() if path.name.isdecimal())):
             for left in folder.glob(".*.tmp"):  # a killed training was writing it
                 left.unlink(missing_ok=True)
         log.begin(iteration)

@@ -82,9 +82,8 @@ class Log:
             return []
         with open(self.path, newline="", errors="replace") as file:
             rows = [row for row in csv.DictReader(file) if None not in row and None not in row.values()]
-        return [
-            row for row in rows if row.get("iter", "").isdecimal()
-        ]  # a killed run may have left a part of one
+        # a killed run may have left a part of one
+        return [row for row in rows if row.get("iter", "").isdecimal()]
 
     def write(self, rows):
         """Replace the file by these rows, with a column for each name in self.columns or, without those, in the rows."""

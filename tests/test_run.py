@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from helpers import ROOT, assert_same_run, same, wait_for
+from model import MODELS, BetaVAE_FC
 from run.checkpoint import Checkpoints, load_model, read_checkpoint
 from run.log import read_log
 from solver import Solver
@@ -229,20 +230,51 @@ def test_other_settings_are_refused_each_by_name(runs):
     assert not runs.outputs("third").exists() and not runs.checkpoint("third").parent.exists()
 
 
+def test_a_flag_that_an_old_checkpoint_lacks_has_the_value_of_its_time(runs):
+    runs.run("run", NO_PICTURES, "--max_iter 8")
+    state = read_checkpoint(runs.checkpoint("run"))
+    del state["arguments"]["C_start"]
+    torch.save(state, runs.checkpoint("run"))
+    assert "C_start 0.0 (now 5.0)" in runs.refused("run", "--C_start 5")
+    runs.run("run", NO_PICTURES, "--max_iter 9")
+
+
+def test_a_checkpoint_of_a_network_for_other_images_is_drawn(runs, monkeypatch):
+    class Half(BetaVAE_FC):
+        image_size = 32
+
+        def __init__(self, z_dim, nc):
+            super().__init__(z_dim, nc)
+            self.encoder[1] = torch.nn.Linear(nc * 1024, 1200)
+            self.decoder[6], self.decoder[7] = (
+                torch.nn.Linear(1200, nc * 1024),
+                torch.nn.Unflatten(1, (nc, 32, 32)),
+            )
+
+    monkeypatch.setitem(MODELS, "half", Half)
+    for i in range(8):
+        Image.new("RGB", (40, 40), (30 * i, 9, 9)).save(runs.folder / f"{i}.png")
+    images = f"--dataset folder --dset_dir {runs.folder}"
+    runs.run("run", images, NO_PICTURES, "--model half --max_iter 2")
+    runs.flags = [flag for flag in runs.flags if flag not in ("--model", "B")]
+    runs.flags.remove("--objective")
+    runs.run("run", NO_PICTURES, "--train False", images)
+
+
 def test_overwrite_starts_anew_and_leaves_nothing_of_the_run_before(runs, monkeypatch):
     monkeypatch.setattr(Checkpoints, "KEEP_EVERY", 10)
     runs.run("run", "--max_iter 20")
-    runs.run("run/other", NO_PICTURES, "--max_iter 8")
+    runs.run("run/2other", NO_PICTURES, "--max_iter 8")
     saved = runs.checkpoint("run").read_bytes()
     assert "leave out --ckpt_name" in runs.refused("run", "--ckpt_name", runs.checkpoint("run"))
     assert "fewer than one batch" in runs.refused("run", "--overwrite True --batch_size 1000000")
     assert runs.checkpoint("run").read_bytes() == saved
     runs.run("run", NO_PICTURES, "--overwrite True --seed 2 --max_iter 8")
     assert read_log(runs.outputs("run") / "log.csv")["iter"] == [8]
-    assert {path.name for path in runs.outputs("run").iterdir()} == {"log.csv", "args.json", "other"}
-    assert runs.checkpoint("run/other").exists()  # a run of its own
+    assert {path.name for path in runs.outputs("run").iterdir()} == {"log.csv", "args.json", "2other"}
+    assert runs.checkpoint("run/2other").exists()  # a run of its own
     assert (
-        runs.checkpoints("run") == {"last", "other"} and read_checkpoint(runs.checkpoint("run"))["iter"] == 8
+        runs.checkpoints("run") == {"last", "2other"} and read_checkpoint(runs.checkpoint("run"))["iter"] == 8
     )
 
 
