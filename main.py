@@ -79,8 +79,9 @@ def add_training_flags(parser):
     add("--objective", choices=OBJECTIVES, default="H",
         help="H: beta * KL (Higgins et al. eq. 4); B: gamma * |KL - C| (Burgess et al. eq. 8); TC: KL + (beta - 1) * total "
              "correlation (Chen et al.)")
-    add("--beta", type=schedule(weight), default=4.0,
-        help="H: weight of the KL, 4 on dSprites (Higgins et al.); TC: of the total correlation; 0:4,1e4:1 goes from 4 to 1 in 10,000 iterations")
+    add("--beta", type=weight, default=4.0, help="H: weight of the KL, 4 on dSprites (Higgins et al.); TC: of the total correlation, which depends on --batch_size")
+    add("--kl_weight", type=schedule(weight), default=1.0,
+        help="TC: factor of all but the reconstruction, 1 (Chen et al.), or a schedule: 0:1,1e4:0.5 falls from 1 to 0.5 in 10,000 iterations")
     add("--gamma", type=weight, default=1000.0, help="B: weight of |KL - C|; 1000 (Burgess et al.)")
     add("--C_max", type=weight, default=25.0, help="B: C at the end; dSprites 25, CelebA 50 (Burgess et al.)")
     add("--C_stop_iter", type=positive, default=10**5, help="B: iterations from 0 to C_max; 1e5 (Burgess et al.)")
@@ -95,7 +96,7 @@ def add_training_flags(parser):
     add = parser.add_argument_group("optimiser").add_argument
     add("--optimizer", choices=OPTIMIZERS, default="adam", help="optimiser; Higgins et al. use adagrad on dSprites, adam elsewhere; muon (Jordan et al.): the weights of hidden layers, the rest by adam")
     add("--lr", type=schedule(rate), default=1e-4,
-        help="learning rate, or a schedule as for --beta; Higgins et al.: 1e-4, or 1e-2 with adagrad; Burgess et al.: 5e-4")
+        help="learning rate, or a schedule as for --kl_weight; Higgins et al.: 1e-4, or 1e-2 with adagrad; Burgess et al.: 5e-4")
     add("--beta1", type=decay, default=0.9, help="decay rate of Adam's first moment")
     add("--beta2", type=decay, default=0.999, help="decay rate of Adam's second moment")
     add("--batch_size", type=positive, default=64, help="images per batch; as far as we found, neither paper states it")

@@ -86,10 +86,10 @@ def scheduled(value, step):
 
 
 def objective_H(x, x_recon, mu, logvar, z, step, *, dist, beta):
-    """Compute reconstruction + beta KL, the negative of eq. 4 of Higgins et al. (2017). beta: a number or a schedule."""
+    """Compute reconstruction + beta KL, the negative of eq. 4 of Higgins et al. (2017)."""
     recon_loss = reconstruction_loss(x, x_recon, dist)
     total_kld, latent_kld, mean_kld = kl_divergence(mu, logvar)
-    loss = recon_loss + scheduled(beta, step) * total_kld
+    loss = recon_loss + beta * total_kld
     return loss, {"recon_loss": recon_loss, "total_kld": total_kld, "mean_kld": mean_kld, "kld": latent_kld}
 
 
@@ -106,10 +106,14 @@ def objective_B(x, x_recon, mu, logvar, z, step, *, dist, gamma, C_max, C_stop_i
     return loss, {**terms, "kld": latent_kld}
 
 
-def objective_TC(x, x_recon, mu, logvar, z, step, *, dist, beta):
-    """Compute reconstruction + KL + (beta - 1) total correlation, the negative of eq. 4 of Chen et al. (2018), beta-TCVAE."""
-    loss, terms = objective_H(x, x_recon, mu, logvar, z, step, dist=dist, beta=1)
-    return loss + (scheduled(beta, step) - 1) * total_correlation(z, mu, logvar), terms
+def objective_TC(x, x_recon, mu, logvar, z, step, *, dist, beta, kl_weight):
+    """Compute reconstruction + KL + (beta - 1) total correlation, the negative of eq. 4 of Chen et al. (2018), beta-TCVAE.
+
+    kl_weight: factor of all but the reconstruction, a number or a schedule; 1 in the paper.
+    """
+    _, terms = objective_H(x, x_recon, mu, logvar, z, step, dist=dist, beta=1)
+    regulariser = terms["total_kld"] + (beta - 1) * total_correlation(z, mu, logvar)
+    return terms["recon_loss"] + scheduled(kl_weight, step) * regulariser, terms
 
 
 OBJECTIVES = {"H": objective_H, "B": objective_B, "TC": objective_TC}

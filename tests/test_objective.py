@@ -47,7 +47,7 @@ def smoothed(distance, delta):
 
 
 B = "--objective B --C_stop_iter 100"
-FALLING = "0:4,100:2,200:2"
+FALLING = "--kl_weight 0:2,100:1,200:1"
 
 
 @pytest.mark.parametrize(
@@ -61,9 +61,8 @@ FALLING = "0:4,100:2,200:2"
         (f"{B} --gamma 10 --C_max 25", 300, lambda s: s.bernoulli + 10 * abs(s.kl - 25), 25),
         (f"{B} --gamma 10 --delta 2", 50, lambda s: s.bernoulli + 10 * smoothed(s.kl - 12.5, 2), 12.5),
         (f"{B} --gamma 3 --C_max 8 --delta 2 --dist gaussian", 50, lambda s: s.gaussian + 3 * smoothed(s.kl - 4, 2), 4),
-        (f"--objective H --beta {FALLING}", 50, lambda s: s.bernoulli + 3 * s.kl, None),
-        (f"--objective H --beta {FALLING}", 999, lambda s: s.bernoulli + 2 * s.kl, None),
-        (f"--objective TC --beta {FALLING}", 25, lambda s: s.bernoulli + s.kl + 2.5 * s.tc, None),
+        (f"--objective TC --beta 3 {FALLING}", 50, lambda s: s.bernoulli + 1.5 * s.kl + 3 * s.tc, None),
+        (f"--objective TC --beta 3 {FALLING}", 999, lambda s: s.bernoulli + s.kl + 2 * s.tc, None),
         ("--objective TC --beta 1", 50, lambda s: s.bernoulli + s.kl, None),
         ("--objective TC --beta 6", 50, lambda s: s.bernoulli + s.kl + 5 * s.tc, None),
     ],
