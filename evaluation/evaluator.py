@@ -71,7 +71,7 @@ class Evaluator:
     def describe(self):
         """Find the Latents that pictures and scores share.
 
-        With known factors from 10,000 images, the same for every model, in about 2 s; else from 1,000.
+        With known factors from 10,000 images, the same for every model; else from 1,000.
         """
         sizes = self.data.factor_sizes
         indices = np.random.default_rng(0).permutation(len(self.data))[: SAMPLE if sizes else 1000]
@@ -80,7 +80,7 @@ class Evaluator:
         if not sizes:
             return Latents(kld)
         factors = np.stack(np.unravel_index(indices, sizes), axis=1)  # N, K
-        information = latent_information(mu, logvar, factors)  # z_dim, K
+        information = latent_information(mu, factors, kld)  # z_dim, K
         covariance = (mu - mu.mean(dim=0)).numpy().T @ (factors - factors.mean(axis=0))  # z_dim, K
         directed = np.isin(self.roles, ("x", "y", "scale"))  # K
         best = information.argmax(axis=1)  # z_dim
@@ -161,10 +161,6 @@ class Evaluator:
         indices, factors = metrics.subgrid(sizes, level)
         mu, logvar = encode_all(self.net, self.data, indices)  # N, z_dim
         scores = metrics.score(mu, logvar, factors, level, roles=self.roles)
-        scores["latents"] = [
-            dict(kl=kl, factor=latents.factor(j), information=dict(zip(names, latents.information[j])))
-            for j, kl in enumerate(latents.kld)
-        ]
         scores["settings"] |= about
         metrics.write(scores, folder / "metrics.json")
         if draw:

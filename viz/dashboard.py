@@ -7,7 +7,6 @@ Each window is sent whole, never appended to: what a server has missed or lost i
 """
 
 import html
-import json
 import logging
 import re
 import sys
@@ -19,7 +18,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from run.log import read_log
-from utils import Parser, count, first_line, run_cli
+from utils import Parser, UserError, count, first_line, run_cli
 from viz.figures import CURVES, read_curves
 from viz.latents import style
 
@@ -67,26 +66,14 @@ def study(folder, name):
 
 
 def run_windows(folder):
-    """Yield the windows of a run's folder, in their order on the page."""
-    flags = json.loads((folder / "args.json").read_text())["arguments"]
-    path, lines = folder / "log.csv", [flags["viz_name"]]
-    log = read_log(path) if path.exists() else {"iter": []}
-    if log["iter"]:
-        iteration, recon, kl = (log[column][-1] for column in ("iter", "recon_loss", "total_kld"))
-        lines.append(f"iteration {iteration:,.0f} of {flags['max_iter']:,}")
-        lines.append(f"reconstruction {recon:.1f}, KL {kl:.2f} nats per image")
-    lines.append(", ".join(f"{key} {value}" for key, value in flags.items()))
-    paragraphs = "".join(f"<p>{html.escape(line)}</p>" for line in lines)
-    looks = "color: black; padding: 4px; font-size: 12px"
-    yield window("text", "run", "Run", text=f"<div style='{looks}'>{paragraphs}</div>")
-    if log["iter"]:
-        yield from curves(log)
+    """Yield the windows of a run's folder, in their order on the page, three columns."""
+    if (folder / "log.csv").exists():
+        yield from curves(read_log(folder / "log.csv"))
     drawn = folder.glob("*/reconstruction.png")  # the last of an iteration's pictures on this page
     if newest := max(drawn, key=lambda path: int(path.parent.name), default=None):
         at = f"iteration {int(newest.parent.name):,}"
-        # The reconstructions first: they fill the row of the curves.
-        yield picture(newest, f"Reconstructions, {at}", WIDTH)
         yield picture(newest.with_name("traverse.png"), f"Traversals, {at}", 2 * WIDTH)
+        yield picture(newest, f"Reconstructions, {at}", WIDTH)
 
 
 # The server.
@@ -168,7 +155,9 @@ def main(argv=None):
     args = parser.parse_args(argv)
 
     def run():
-        name = json.loads((args.folder / "args.json").read_text())["arguments"]["viz_name"]
+        if not (args.folder / "log.csv").exists():
+            raise UserError(f"{args.folder} has no log.csv: is it the folder of a run, outputs/NAME?")
+        name = args.folder.resolve().name
         return int(not Dashboard(args.folder, name, args.viz_server, args.viz_port).show())
 
     return run_cli("viz.dashboard", "interrupted", run)

@@ -127,7 +127,7 @@ def plane(images, turns, seed, pair, latents, path):
             axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.07), ncols=len(turns), frameon=False)
 
 
-# Curves of log.csv; without a row in it, none is drawn.
+# Curves of log.csv.
 
 
 def read_curves(log):
@@ -160,8 +160,6 @@ def plot(axes, x, lines, title, unit, names={}):
 
 def curves(log, path):
     """Draw log.csv, {column: values}: a panel for each of CURVES."""
-    if not log["iter"]:
-        return
     lines, latents = read_curves(log)
     with figure(path, 11, 8, latents.not_shown()) as drawn:
         panels = dict(zip(CURVES, drawn.subplots(2, 2).flat))
@@ -176,22 +174,19 @@ def curves(log, path):
 
 
 def capacity(log, latents, path, iteration):
-    """Draw C and the KL of each latent shown up to iteration; the legend says what each codes there.
+    """Draw C and the KL of each latent shown; the legend says what each codes at iteration, that of latents.
 
     Burgess et al. (2018), Fig. 3, draw the same of a generator that is given the true factors: one factor after the other
-    comes into use as C grows. log: {column: values}; latents: at that iteration.
+    comes into use as C grows. log: {column: values}.
     """
-    count = sum(i <= iteration for i in log["iter"])
-    if not count:
-        return
-    lines = read_curves({column: values[:count] for column, values in log.items()})[0]["kld"]
+    lines = read_curves(log)[0]["kld"]
     del lines["total"]
     names = {f"z_{j}": latents.label(j, "  ") for j in range(len(latents.kld))}
     with figure(path, 10, max(4.5, 0.25 * len(lines) + 1.5), latents.notes()) as drawn:
         axes = drawn.subplots()
-        plot(axes, log["iter"][:count], lines, "KL of each latent from the prior", NATS, names)
+        plot(axes, log["iter"], lines, "KL of each latent from the prior", NATS, names)
         axes.set_ylim(0)
-        title = f"at iteration {log['iter'][count - 1]:,.0f}"
+        title = f"at iteration {iteration:,}"
         drawn.legend(loc="outside right upper", frameon=False, title=title, alignment="left")
 
 

@@ -102,7 +102,7 @@ def animation(images, names, latents, path, most=10):
         if len(order) < len(latents.shown()):
             line += f"\nOnly the {most} latents with the highest KL are shown."
         page = grid(rows, f"{line}\n{latents.notes()}", min(720 // len(order), 144), font=12)
-        frames.append(page.quantize(64))  # half the space of 256 colours
+        frames.append(page.quantize(64, Image.Quantize.FASTOCTREE))  # half the space of other palettes
     options = dict(save_all=True, append_images=frames[1:] + frames[-2:0:-1], loop=0, duration=120)
     save(path, partial(frames[0].save, **options))
 
