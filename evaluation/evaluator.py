@@ -43,7 +43,7 @@ def encode_all(net, data, indices=None, batch_size=1024):
 class Evaluator:
     """Evaluates net on the images of data; net may be trained further between calls.
 
-    net: encode(x) -> mu, logvar and decode(z) -> logits; seed: chooses the images and the random code of pictures.
+    net: encode(x) -> mu, logvar and decode(z) -> logits; seed: chooses the images of pictures.
     Methods that draw take latents, as describe() returns them. Folders are made if need be.
     """
 

@@ -95,34 +95,17 @@ def test_traversals_go_the_way_in_which_x_y_and_scale_grow(oracle):
     assert oracle.describe().signs[:2] == [-1, 1]
 
 
-def test_scores_are_written_with_the_latents_and_drawn_where_asked(tmp_path, quick):
+def test_scores_are_written_and_drawn_where_asked(tmp_path, quick):
     oracle = Evaluator(Oracle(), Turning())
     latents = oracle.describe()
     full = oracle.score("full", tmp_path / "full", {"iter": 7}, latents, draw=False)
     fast = oracle.score("fast", tmp_path / "fast", {}, latents)
-    assert full["latents"] == json.loads((tmp_path / "full" / "metrics.json").read_text())["latents"]
-    assert full["latents"] == fast["latents"] and full["settings"]["iter"] == 7
-    for j, latent in enumerate(full["latents"]):
-        assert (latent["kl"], latent["factor"]) == (latents.kld[j], latents.factor(j))
-        assert list(latent["information"].values()) == latents.information[j].tolist()
+    assert json.loads((tmp_path / "full" / "metrics.json").read_text())["mig"] == full["mig"] > 0.4
     assert full["settings"]["factor_sizes"] == [4, 5, 5] and fast["settings"]["factor_sizes"] == [3, 3, 3]
-    assert full["active_latents"] == 2 and full["mig"] > 0.4  # of mu; logvar is constant
+    assert full["active_latents"] == 2 and full["settings"]["iter"] == 7
     assert [path.name for path in (tmp_path / "full").iterdir()] == ["metrics.json"]
     drawn = {path.stem for path in (tmp_path / "fast").glob("*.png")}
     assert drawn == {"total_effect", "mutual_information"}  # a latent response would need all roles
-
-
-def test_pictures_are_the_same_for_a_seed_and_use_no_global_random_numbers(tmp_path):
-    before = torch.get_rng_state().tolist(), np.random.get_state()[1].tolist()
-    for name in "ab":
-        evaluator = Evaluator(Oracle(), Unknown())
-        evaluator.draw(tmp_path / name, evaluator.describe())
-    assert before == (torch.get_rng_state().tolist(), np.random.get_state()[1].tolist())
-    a, b = ({path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in "ab")
-    assert a.keys() == {"factors.png", "plane.png", "reconstruction.png", "traverse.gif", "traverse.png"}
-    other = Evaluator(Oracle(), Unknown(), seed=2)
-    assert a == b and other.reconstructed != evaluator.reconstructed
-    assert other.seed_images != evaluator.seed_images
 
 
 @pytest.fixture
@@ -222,16 +205,15 @@ def test_training_scores_at_its_end_and_is_not_changed_by_it(runs, quick):
     for key in ("model_states", "optim_states", "generators", "window"):
         assert same(plain[key], scored[key])
     folder = runs.outputs("scored") / "4"
-    scores = (folder / "metrics.json").read_bytes()
     drawn = "latent_response.png mutual_information.png total_effect.png plane.png traverse.gif explore.html"
-    for path in [folder / name for name in ("metrics.json", *drawn.split())]:
-        path.unlink()
-    again = runs.run("scored", flags, "--metrics fast --save_output no").stdout  # finished before
-    assert "higgins_paper" in again and (folder / "metrics.json").read_bytes() == scores
-    runs.run("scored", "--train False --metrics full")
+    assert set(drawn.split()) <= {path.name for path in folder.iterdir()}
+    scores = (folder / "metrics.json").read_bytes()
+    (folder / "metrics.json").unlink()
+    runs.run("scored", flags, "--metrics fast --save_output no")  # finished before
+    assert (folder / "metrics.json").read_bytes() == scores
+    runs.run("scored", "--train False --metrics full --save_output no")
     about = json.loads((folder / "metrics.json").read_text())["settings"]
     assert (about["level"], about["iter"]) == ("full", 4) and about["versions"]["scikit-learn"]
-    assert set(drawn.split()) <= {path.name for path in folder.iterdir()}
     assert same(read_checkpoint(runs.checkpoint("scored")), scored)
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from browser import chromium
+from browser import chromium, wait
 from model import MODELS
 from utils import UserError
 from viz import explore
@@ -66,19 +66,14 @@ def browser():
 @pytest.fixture
 def view(browser):
     """Opens a page of a new network; at the end of a test, nothing may have failed in the browser."""
-    from selenium.webdriver.support.ui import WebDriverWait
-
-    def until(script):
-        wait = WebDriverWait(browser, 60, poll_frequency=0.02)
-        wait.until(lambda _: browser.execute_script("return " + script))
 
     def view(folder, **options):
         path, view.net, view.mu = make_page(folder, **options)
         browser.get(path.as_uri())
-        until("!frame")
+        view.until("!frame")
         return browser
 
-    view.until = until
+    view.until = lambda script: wait(browser, "return " + script)
     view.state = lambda: browser.execute_script("return z")
     view.pair = lambda: browser.execute_script("return pair.map(j => z[j])")
     yield view
