@@ -24,7 +24,7 @@ MOVE = """const [values, done] = arguments;  // moves every slider as a hand doe
   const images = [];
   for (const z of values) {
     z.forEach((v, j) => { rows[j].slider.value = v; rows[j].slider.dispatchEvent(new Event("input")); });
-    while (frame) await new Promise(requestAnimationFrame);
+    while (stale) await new Promise(requestAnimationFrame);
     images.push([...find("#image").getContext("2d").getImageData(0, 0, 64, 64).data]);
   }
   done(images);
