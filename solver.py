@@ -66,7 +66,7 @@ class Solver:
                 self.display()  # it may have been killed while drawing its last pictures
             else:
                 self.folder.begin(self.iter, self.log)
-                self.dashboard.update(self.iter)
+                self.dashboard.update()
                 if self.iter and self.iter % args.display_step == 0:  # killed while drawing
                     self.display()
                 if stopped := self.loop():  # even in the last iteration: the next call scores
@@ -137,7 +137,7 @@ class Solver:
         """Write the averages over the window as a row of the log, and start the next window."""
         self.check_finite()
         self.window.close(self.log.append(self.iter, self.window.means()))
-        self.dashboard.update(self.iter)
+        self.dashboard.update()
 
     def display(self):
         """Print the current averages and draw the pictures; a failing picture does not stop training."""
@@ -147,7 +147,7 @@ class Solver:
             self.draw()
 
     def describe(self):
-        return self.evaluator.describe(self.window.latent_kld())
+        return self.evaluator.describe()
 
     def draw(self, latents=None):
         """Write the pictures of this iteration. Uses none of training's random numbers, so it does not affect training."""
@@ -169,7 +169,7 @@ class Solver:
             if not isinstance(error, (UserError, OSError)):
                 traceback.print_exc()
             tqdm.write(f"pictures at {self.iter:,}: {first_line(error)}; all else goes on")
-        self.dashboard.update(self.iter)
+        self.dashboard.update()
 
     def evaluate(self):
         """Score the model according to --metrics, and draw its pictures."""
@@ -179,7 +179,7 @@ class Solver:
         if scored:
             about = {"iter": self.iter, **self.machine}
             self.evaluator.score(args.metrics, folder, about, latents, draw=args.save_output)
-            self.dashboard.update(self.iter)
+            self.dashboard.update()
         if drawn:
             self.draw(latents)
         if args.encode:

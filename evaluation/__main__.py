@@ -32,13 +32,6 @@ def read_codes(path):
         raise UserError(f"{path} cannot be scored: {first_line(error)}; {needed}") from None
 
 
-def rows_of(factors, level):
-    """Choose rows: a full grid in its order, at level "fast" that of main.py --metrics fast; all rows of another sample."""
-    rows = np.lexsort(factors.T[::-1])
-    sizes = metrics.grid_sizes(factors[rows])
-    return np.arange(len(factors)) if sizes is None else rows[metrics.subgrid(sizes, level)[0]]
-
-
 def main(argv=None):
     """Run the program; return its exit status."""
     parser = Parser(prog="python -m evaluation", description=__doc__.split("\n")[0])
@@ -49,7 +42,9 @@ def main(argv=None):
 
     def run():
         mu, logvar, factors, roles = read_codes(args.codes)
-        rows = rows_of(factors, args.metrics)
+        rows = np.lexsort(factors.T[::-1])  # a full grid comes into its order
+        if (sizes := metrics.grid_sizes(factors[rows])) is not None:
+            rows = rows[metrics.subgrid(sizes, args.metrics)[0]]  # those of main.py
         logvar = None if logvar is None else logvar[rows]
         scores = metrics.score(mu[rows], logvar, factors[rows], args.metrics, roles=roles)
         metrics.write(scores, Path(args.output or Path(args.codes).with_name("metrics.json")))

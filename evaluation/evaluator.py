@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from evaluation import metrics
-from evaluation.information import latent_information, mean_kl, top_factor
+from evaluation.information import latent_information, mean_kl
 from prepare.images import read_image
 from utils import UserError, atomic_file, progress, stream_seed
 from viz import explore, figures, pictures
@@ -22,7 +22,6 @@ from viz.latents import Latents
 
 SAMPLE = 10_000  # images from which a latent's mutual information is estimated
 MOST_TRAVERSED = 5  # of the user's own images
-PAGE = 40  # reconstructions of those on a page
 
 
 @torch.no_grad()
@@ -44,76 +43,72 @@ def encode_all(net, data, indices=None, batch_size=1024):
 class Evaluator:
     """Evaluates net on the images of data; net may be trained further between calls.
 
-    net: encode(x) -> mu, logvar and decode(z) -> logits; seed: chooses the images and the random code of pictures.
+    net: encode(x) -> mu, logvar and decode(z) -> logits; seed: chooses the images of pictures.
     Methods that draw take latents, as describe() returns them. Folders are made if need be.
     """
 
-    @torch.no_grad()
     def __init__(self, net, data, seed=1):
         self.net, self.data = net, data
         self.roles = data.factor_roles or ()
         generator = torch.Generator().manual_seed(stream_seed(seed, "pictures"))
-        indices = torch.randint(len(data), (21,), generator=generator)
-        self.seed_images = data.seed_images or {"image": int(indices[0])}
-        self.reconstructed = indices[1:]
-        x = data.batch(indices[:1])
-        self.size = x.shape[-1]  # width and height of an image in pixels
-        mu, _ = net.encode(x)  # 1, z_dim
-        self.random_z = torch.randn(mu.shape[1], generator=generator).to(mu.device)  # z_dim
+        first, second, *self.reconstructed = torch.randint(len(data), (22,), generator=generator).tolist()
+        self.seed_images = data.seed_images or {"image 1": first, "image 2": second}
+        self.example = data.batch(torch.tensor([first]))  # 1, C, H, W
 
     def check(self, level="full", files=()):
         """UserError if the model cannot be scored at this level of metrics, or one of these image files cannot be read."""
-        for file in files:
-            read_image(file, self.size, self.data.channels)
-        if level != "none" and (not self.data.factor_sizes or len(self.random_z) < 2):
+        self.read(files)
+        mu, _ = self.net.encode(self.example)  # 1, z_dim
+        if level != "none" and (not self.data.factor_sizes or mu.shape[1] < 2):
             raise UserError("scores need known factors of the data and at least 2 latents: omit the metrics")
 
-    def describe(self, kld=None):
-        """Find the Latents that pictures and scores share; kld: KL of each latent in nats, measured if it is not given.
+    def read(self, files):
+        """Read image files, squeezed to the network's size, (B, C, H, W); UserError names one that cannot be read."""
+        _, channels, size, _ = self.example.shape
+        pixels = np.array([read_image(file, size, channels) for file in files])
+        return torch.tensor(pixels).to(self.example) / 255
 
-        With known factors from 10,000 images, the same for every model, in about 2 s; else from 1,000.
+    def describe(self):
+        """Find the Latents that pictures and scores share.
+
+        With known factors from 10,000 images, the same for every model; else from 1,000.
         """
         sizes = self.data.factor_sizes
         indices = np.random.default_rng(0).permutation(len(self.data))[: SAMPLE if sizes else 1000]
         mu, logvar = encode_all(self.net, self.data, indices)  # N, z_dim
-        measured = mean_kl(mu, logvar)
-        kld = list(kld or measured.tolist())
+        kld = mean_kl(mu, logvar).tolist()
         if not sizes:
             return Latents(kld)
         factors = np.stack(np.unravel_index(indices, sizes), axis=1)  # N, K
-        information = latent_information(mu, logvar, factors)  # z_dim, K
+        information = latent_information(mu, factors, kld)  # z_dim, K
         covariance = (mu - mu.mean(dim=0)).numpy().T @ (factors - factors.mean(axis=0))  # z_dim, K
-        directed = {k for k, role in enumerate(self.roles) if role in ("x", "y", "scale")}
+        directed = np.isin(self.roles, ("x", "y", "scale"))  # K
         best = information.argmax(axis=1)  # z_dim
-        signs = [-1 if k in directed and row[k] < 0 else 1 for k, row in zip(best, covariance)]
-        return Latents(kld, top_factor(information, self.data.factor_names, measured), information, signs)
+        signs = [-1 if directed[k] and row[k] < 0 else 1 for k, row in zip(best, covariance)]
+        return Latents(kld, self.data.factor_names, information, signs)
 
     @torch.no_grad()
     def draw(self, folder, latents):
         """Draw traversals, reconstructions and the plane of two latents in folder."""
-        folder = Path(folder)
+        folder, names = Path(folder), list(self.seed_images)
         folder.mkdir(parents=True, exist_ok=True)
         x = self.data.batch(torch.tensor(list(self.seed_images.values())))  # S, C, H, W
-        seeds = dict(zip(self.seed_images, x))
-        z, _ = self.net.encode(x)  # S, z_dim
+        self.draw_traversals(names, x, latents, folder / "traverse.png")
         if pair := latents.plane():
-            images = pictures.plane(self.net.decode, z[0], pair)
-            figures.plane(images, self.turns(), next(iter(seeds)), pair, latents, folder / "plane.png")
-        if not self.data.seed_images:
-            seeds["random"] = None
-            z = torch.cat([z, self.random_z[None]])
-        self.draw_traversals(seeds, z, latents, folder / "traverse.png")
-        x = self.data.batch(self.reconstructed)  # 20, C, H, W
+            images = pictures.plane(self.net.decode, self.net.encode(x)[0][0], pair)
+            figures.plane(images, self.turns(), names[0], pair, latents, folder / "plane.png")
+        x = self.data.batch(torch.tensor(self.reconstructed))  # 20, C, H, W
         mu, _ = self.net.encode(x)
         pictures.reconstruction(x, self.net.decode(mu), folder / "reconstruction.png")
         pictures.factors(self.net.decode, mu[:5], latents, folder / "factors.png")
 
-    def draw_traversals(self, seeds, z, latents, path):
-        """Draw path and a GIF beside it. seeds: {name: image, or None for a code of no image}; z: their codes."""
-        images = pictures.traverse(self.net.decode, z, latents)  # S, L, 19, C, H, W
-        recon = torch.sigmoid(self.net.decode(z)).cpu()
-        pictures.traversals(images, seeds, recon, latents, path)
-        pictures.animation(images, list(seeds), latents, path.with_suffix(".gif"))
+    def draw_traversals(self, names, x, latents, path):
+        """Draw path and a GIF beside it. names: of the images x (S, C, H, W) to start from."""
+        z, _ = self.net.encode(x)  # S, z_dim
+        images = pictures.traverse(self.net.decode, z, latents)  # S, L, 13, C, H, W
+        recon = torch.sigmoid(self.net.decode(z))
+        pictures.traversals(images, names, x.cpu(), recon.cpu(), latents, path)
+        pictures.animation(images, names, latents, path.with_suffix(".gif"))
 
     def shapes(self):
         """Names of the values of shape: those of seed images, where there are any."""
@@ -138,27 +133,20 @@ class Evaluator:
 
     @torch.no_grad()
     def draw_files(self, files, folder, latents):
-        """Draw reconstructions of image files, on pages of PAGE, and traversals of the first MOST_TRAVERSED, in folder.
-
-        Each image is squeezed to the network's size; UserError names one that cannot be read.
-        """
-        pixels = [read_image(file, self.size, self.data.channels) for file in files]
-        x = torch.tensor(np.stack(pixels)).to(self.random_z.device) / 255  # B, C, H, W
-        folder = Path(folder)
+        """Draw reconstructions of image files, and traversals of the first MOST_TRAVERSED, in folder."""
+        x, folder = self.read(files), Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        for number, page in enumerate(x.split(PAGE), 1):
-            name = "reconstruction_files" + f"_{number}" * (number > 1)
-            pictures.reconstruction(page, self.net.decode(self.net.encode(page)[0]), folder / f"{name}.png")
-        seeds = {f"file {i}": image for i, image in enumerate(x[:MOST_TRAVERSED], 1)}
-        mu, _ = self.net.encode(x[:MOST_TRAVERSED])
-        self.draw_traversals(seeds, mu, latents, folder / "traverse_files.png")
-        what = f"reconstructions of all {len(x)} images, traversals of the first {len(seeds)}"
-        print(f"{folder}: {what}", flush=True)
+        pictures.reconstruction(
+            x, self.net.decode(self.net.encode(x)[0]), folder / "reconstruction_files.png"
+        )
+        names = [f"file {i}" for i in range(1, len(x) + 1)][:MOST_TRAVERSED]
+        self.draw_traversals(names, x[:MOST_TRAVERSED], latents, folder / "traverse_files.png")
+        print(f"{folder}: reconstructions of all {len(x)} images, traversals of the first {len(names)}")
 
     @torch.no_grad()
     def write_page(self, path, title, latents):
         """Write a page with a slider for each latent, which starts from the seeds and eight more images (viz/explore.py)."""
-        x = self.data.batch(torch.tensor([*self.seed_images.values(), *self.reconstructed[:8].tolist()]))
+        x = self.data.batch(torch.tensor([*self.seed_images.values(), *self.reconstructed[:8]]))
         explore.write_page(Path(path), self.net, x, self.net.encode(x)[0], latents, title)
 
     def score(self, level, folder, about, latents, draw=True):
@@ -168,29 +156,23 @@ class Evaluator:
         mutual_information.png and total_effect.png too, and latent_response.png where the factors' roles are known.
         """
         self.check()
-        folder, names = Path(folder), self.data.factor_names
+        folder, sizes, names = Path(folder), self.data.factor_sizes, self.data.factor_names
         folder.mkdir(parents=True, exist_ok=True)
-        indices, factors = metrics.subgrid(self.data.factor_sizes, level)
+        indices, factors = metrics.subgrid(sizes, level)
         mu, logvar = encode_all(self.net, self.data, indices)  # N, z_dim
         scores = metrics.score(mu, logvar, factors, level, roles=self.roles)
-        scores["latents"] = [
-            dict(kl=kl, top_factor=top and top[0], share=top and top[1], information=dict(zip(names, row)))
-            for kl, top, row in zip(latents.kld, latents.top_factor, latents.information.tolist())
-        ]
         scores["settings"] |= about
         metrics.write(scores, folder / "metrics.json")
         if draw:
-            shares = latents.information / np.log(
-                self.data.factor_sizes
-            )  # of each factor's entropy, z_dim, K
+            shares = latents.information / np.log(sizes)  # of each factor's entropy; z_dim, K
             title = "Mutual information of latent and factor: share of the factor's entropy"
             figures.factor_map(shares, names, title, latents, folder / "mutual_information.png")
             title = "Total effect: share of a latent's variance\nthat changes when this factor alone is drawn anew"
             figures.factor_map(scores["total_effect"], names, title, latents, folder / "total_effect.png")
             if figures.ROLES <= set(self.roles):
                 grid = mu.numpy().reshape(*scores["settings"]["factor_sizes"], -1)  # 3, 6, 40, 32, 32, z_dim
-                to = folder / "latent_response.png"
-                figures.latent_response(grid, self.roles, self.shapes(), latents, to)
+                path = folder / "latent_response.png"
+                figures.latent_response(grid, self.roles, self.shapes(), latents, path)
         return scores
 
     def encode(self, path):

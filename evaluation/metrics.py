@@ -8,8 +8,8 @@
     mig(mu, factors), higgins(mu, factors, exclude=(0,))
 
 Definitions and settings are those of disentanglement_lib (Locatello et al., 2019), with every factor discrete. Scores
-lie in [0, 1], higher is better, except position_effect (lower is better), active_latents (a count) and
-total_correlation (nats). seed fixes all random draws. A metric's settings are its keyword arguments after seed.
+lie in [0, 1], higher is better, except position_effect (lower is better) and active_latents (a count). seed fixes all
+random draws. A metric's settings are its keyword arguments after seed.
 
 higgins, factor_vae and total_effect look up images by their factors, so their rows must be a full grid of factors, the
 last one fastest; the others take any sample. In dSprites, rotations by 0 and by 360 degrees are the same image and count
@@ -22,10 +22,15 @@ import math
 import numpy as np
 import torch
 
-from evaluation.information import entropy, mean_kl, mutual_information, position_effect, total_correlation
+from evaluation.information import mean_kl, mutual_information, position_effect
 from utils import ACTIVE, SHOWN, atomic_file, progress
 
 LEVELS = ("none", "fast", "full")
+
+
+class NoGridError(ValueError):
+    """The metric needs a full grid of factors."""
+
 
 # Settings of the classifiers; max_iter is enough to converge.
 LOGISTIC = dict(solver="lbfgs", C=1.0, tol=1e-4, max_iter=5000)
@@ -88,7 +93,7 @@ def checked_grid(codes, factors):
     """Return codes as float64 and the sizes of the grid of factors; ValueError if they cannot be scored."""
     codes, factors = checked(codes, factors)
     if (sizes := grid_sizes(factors)) is None:
-        raise ValueError("rows must be a full grid: each combination of factors once, the last one fastest")
+        raise NoGridError("rows must be a full grid: each combination of factors once, the last one fastest")
     return codes, sizes
 
 
@@ -126,19 +131,16 @@ def higgins(codes, factors, seed=0, *, exclude=(), train=10_000, test=5_000, bat
     return float(classifier.score(z_diff[train:], y[train:]))
 
 
-def factor_vae(
-    codes, factors, seed=0, *, train=10_000, test=5_000, batch=64, variance_points=10_000, dead=0.05
-):
+def factor_vae(codes, factors, seed=0, *, train=10_000, test=5_000, batch=64, dead=0.05):
     """Kim & Mnih (2018), Sec. 4: does the latent that varies least identify the factor kept fixed?
 
     A point: draw a factor k, and batch images that share its value; d = argmin_j Var(z_j in the batch) / Var(z_j), with
-    the denominator from variance_points images. The score is the test accuracy of the majority vote of train points,
-    d -> the most frequent k. Latents of standard deviation under dead are left out; 0 if none is left. Chance is 1 / K.
+    the denominator from all images. The score is the test accuracy of the majority vote of train points, d -> the most
+    frequent k. Latents of standard deviation under dead are left out; 0 if none is left. Chance is 1 / K.
     """
     codes, sizes = checked_grid(codes, factors)
     rng = np.random.default_rng(seed)
-    sample = rng.permutation(len(codes))[:variance_points]
-    variance = codes[sample].var(axis=0, ddof=1)  # z
+    variance = codes.var(axis=0, ddof=1)  # z
     active = np.flatnonzero(variance >= dead**2)
     if not len(active):
         return 0.0
@@ -187,10 +189,8 @@ def dci(codes, factors, seed=0, *, train=10_000, test=5_000):
         trees = GradientBoostingClassifier(**BOOSTING, random_state=seed).fit(x, y[:, k])
         return trees.feature_importances_, trees.score(x_test, y_test[:, k])
 
-    order = sorted(range(y.shape[1]), key=lambda k: -len(np.unique(y[:, k])))  # the slowest first
-    parallel = Parallel(torch.get_num_threads(), prefer="threads", return_as="generator")
-    fits = progress(parallel(delayed(fit)(k) for k in order), total=len(order), desc="DCI", unit="factor")
-    R, accuracy = zip(*fits)  # K, z and K
+    parallel = Parallel(torch.get_num_threads(), prefer="threads")
+    R, accuracy = zip(*parallel(delayed(fit)(k) for k in range(y.shape[1])))  # K, z and K
     disentanglement, completeness = importance_scores(np.array(R).T)
     informativeness = float(np.mean(accuracy))
     return dict(disentanglement=disentanglement, completeness=completeness, informativeness=informativeness)
@@ -202,14 +202,11 @@ def importance_scores(R):
     D = sum_j rho_j (1 - H_K(P_j)): P_j is row j of R, normalised, H_K its entropy to base K and rho_j the row's share of
     all importance. C is the same of the columns, with entropies to base z.
     """
+    from scipy.stats import entropy  # of what it normalises
 
-    def concentration(R):  # of each row
-        P = (R + 1e-11) / (R + 1e-11).sum(axis=1, keepdims=True)
-        return 1 + (P * np.log(P)).sum(axis=1) / np.log(R.shape[1])
-
-    weights = R if R.sum() else np.ones_like(R)
-    weights = weights / weights.sum()
-    return float(concentration(R) @ weights.sum(axis=1)), float(concentration(R.T) @ weights.sum(axis=0))
+    R = R + 1e-11
+    rows, columns = (1 - entropy(R, base=R.shape[1 - axis], axis=1 - axis) for axis in (0, 1))  # z and K
+    return float(rows @ R.sum(axis=1) / R.sum()), float(columns @ R.sum(axis=0) / R.sum())
 
 
 # Metrics from mutual information.
@@ -222,12 +219,15 @@ def mig(codes, factors, seed=0, *, points=10_000, samples=10, bins=20):
     over samples of them, as one varies by 0.01. 20 bins cannot separate 32 or 40 values: perfect codes of dSprites get
     about 0.90. Chen et al. themselves integrate over q(z|x) and leave shape out: their values are not comparable.
     """
+    from sklearn.metrics import mutual_info_score
+
     codes, factors = checked(codes, factors)
     gaps = []
     for sample in range(samples):
         z, v, _, _ = split(codes, factors, points, 0, (seed, sample))
         ranked = np.sort(mutual_information(z, v, bins), axis=0)
-        gaps.append(((ranked[-1] - ranked[-2]) / entropy(v)).mean())
+        entropy = [mutual_info_score(values, values) for values in v.T]  # H(v) = I(v; v)
+        gaps.append((ranked[-1] - ranked[-2]) / entropy)
     return float(np.mean(gaps))
 
 
@@ -298,21 +298,6 @@ METRICS = {
 }
 
 
-def left_out(logvar, factors, roles):
-    """List the scores that cannot be computed from these arguments of score(): {name: what they need}."""
-    needs = {}
-    if grid_sizes(factors) is None:
-        names = ("higgins_paper", "higgins", "factor_vae", "total_effect", "position_effect")
-        needs |= dict.fromkeys(names, "full grid of factors")
-    if "shape" not in roles:
-        needs["higgins_paper"] = "role shape"
-    if not {"x", "y"} <= set(roles):
-        needs["position_effect"] = "roles x and y"
-    if logvar is None:
-        needs["active_latents"] = "logvar"
-    return needs
-
-
 def settings_of(level, roles):
     """List the keyword arguments of each metric of a level; roles: of the factors, see score().
 
@@ -320,7 +305,10 @@ def settings_of(level, roles):
     bias depends on it; yet on the coarser grid MIG is higher, as 20 bins separate 16 positions and 20 orientations.
     """
     settings = {name: dict(metric.__kwdefaults__ or {}) for name, metric in METRICS.items()}
-    settings["higgins_paper"]["exclude"] = tuple(k for k, role in enumerate(roles) if role == "shape")
+    if "shape" in roles:
+        settings["higgins_paper"]["exclude"] = (roles.index("shape"),)
+    else:
+        del settings["higgins_paper"]
     if level == "fast":
         del settings["dci"]
         for each in settings.values():
@@ -331,16 +319,19 @@ def settings_of(level, roles):
 def score(mu, logvar, factors, level="full", seed=0, roles=()):
     """Compute every metric of a level, {name: number}, with all settings under "settings".
 
-    mu: (N, z); logvar: (N, z), or None for codes without; factors: (N, K); level: "full" or "fast"; roles: of the K
-    factors, such as ("shape", "scale", "rotation", "x", "y"). "total_effect" is a matrix, z rows of K: 0 for
-    latents with a KL under SHOWN, whose means are next to constant.
+    mu: (N, z); logvar: (N, z), or None for codes without, whose active latents are not counted; factors: (N, K); level:
+    "full" or "fast"; roles: of the K factors, such as ("shape", "scale", "rotation", "x", "y"), may be empty: without
+    shape there is no "higgins_paper", without x and y no "position_effect". "total_effect" is a matrix, z rows of K: 0
+    for latents with a KL under SHOWN, whose means are next to constant.
     """
     codes, factors = checked(mu, factors)
-    missing = left_out(logvar, factors, roles)
-    settings = {name: each for name, each in settings_of(level, roles).items() if name not in missing}
-    scores = {}
+    settings, scores, left_out = settings_of(level, roles), {}, []
     for name, arguments in progress(settings.items(), desc="metrics", unit="metric"):
-        value = METRICS[name](codes, factors, seed, **arguments)
+        try:
+            value = METRICS[name](codes, factors, seed, **arguments)
+        except NoGridError:
+            left_out.append(name)
+            continue
         if isinstance(value, dict):
             scores |= {f"{name}_{part}": number for part, number in value.items()}
         else:
@@ -351,10 +342,9 @@ def score(mu, logvar, factors, level="full", seed=0, roles=()):
     if "total_effect" in scores:
         effect = np.where(kld[:, None] > SHOWN, scores["total_effect"], 0)  # z, K
         scores["total_effect"] = effect.tolist()
-        if "position_effect" not in missing:
+        if {"x", "y"} <= set(roles):
             scores["position_effect"] = position_effect(effect, roles)
-    scores["total_correlation"] = total_correlation(codes)
-    settings |= dict(level=level, seed=seed, images=len(codes), roles=list(roles), left_out=missing)
+    settings |= dict(level=level, seed=seed, images=len(codes), roles=list(roles), left_out=left_out)
     settings["factor_sizes"] = [len(np.unique(values)) for values in factors.T]
     settings["thresholds"] = dict(active_latents=ACTIVE, total_effect=SHOWN)  # nats of KL
     settings |= dict(logistic_regression=LOGISTIC, linear_svm=SVM, boosted_trees=BOOSTING)
@@ -367,9 +357,8 @@ def write(scores, path):
         file.write(json.dumps(scores, indent=2).encode())
     for name, value in scores.items():
         if isinstance(value, (int, float)):
-            text = f"{value:.3f}" if isinstance(value, float) else value
-            print(f"{name:22}{text}{' nats' * (name == 'total_correlation')}")
+            print(f"{name:22}{value if isinstance(value, int) else f'{value:.3f}'}")
     settings = scores["settings"]
-    for name, need in settings["left_out"].items():
-        print(f"{name:22}left out: no {need}")
+    if settings["left_out"]:
+        print(f"left out, as the rows are no full grid of factors: {', '.join(settings['left_out'])}")
     print(f"{settings['images']:,} images; settings in {path}", flush=True)

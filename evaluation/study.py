@@ -20,11 +20,6 @@ class Result(NamedTuple):
     finished: bool
     numbers: dict  # as of read_numbers() and read_scores()
 
-    @property
-    def setting(self):
-        """All settings but the seed, as text."""
-        return ", ".join(f"{name}={text}" for name, text in self.settings.items() if name != "seed")
-
 
 def iterations(folder):
     """Return the last iteration in the log of a run's folder, 0 without one. Fast, for progress bars."""
@@ -38,19 +33,16 @@ def read_numbers(folder):
     if not iterations(folder):
         return {}
     last = {name: values[-1] for name, values in read_log(Path(folder) / "log.csv").items()}
-    return {
-        "iterations": int(last["iter"]),
-        "recon_loss": last["recon_loss"],
-        "total_kld": last["total_kld"],
-        "active_latents": sum(value > ACTIVE for name, value in last.items() if name.startswith("kld_")),
-    }
+    active = sum(value > ACTIVE for name, value in last.items() if name.startswith("kld_"))
+    numbers = {name: last[name] for name in ("recon_loss", "total_kld")}
+    return {"iterations": int(last["iter"]), **numbers, "active_latents": active}
 
 
 def read_scores(folder, iteration, level):
     """Read the scores of a run's folder at an iteration; {} if there are none of this level of --metrics."""
     path = Path(folder) / str(iteration) / "metrics.json"
-    scores = json.loads(path.read_text()) if path.exists() else {}
-    if not scores or scores["settings"]["level"] != level:
+    scores = json.loads(path.read_text()) if path.exists() else {"settings": {"level": None}}
+    if scores["settings"]["level"] != level:
         return {}
     return {name: value for name, value in scores.items() if isinstance(value, (int, float))}
 
@@ -64,38 +56,33 @@ def write(folder, name, results):
     writer.writerows(rows)
     texts = {"summary.csv": table.getvalue()}
     if finished := [result for result in results if result.finished]:
-        values = by_setting(finished, name)
-        figures.study(values, folder / "summary.png")
-        texts["summary.md"] = markdown(name, values, len(finished), len(results))
+        groups = {}  # {setting: numbers of each run}
+        for each in finished:
+            varied = [f"{flag}={text}" for flag, text in each.settings.items() if flag != "seed"]
+            groups.setdefault(", ".join(varied) or name, []).append(each.numbers)
+        metrics = [
+            metric for metric in finished[0].numbers if all(metric in each.numbers for each in finished)
+        ]
+        metrics.remove("iterations")
+        figures.study(groups, metrics, folder / "summary.png")
+        progress = f"{len(finished)} of {len(results)} runs are finished"
+        texts["summary.md"] = f"# {name}\n\n{progress}. {markdown(groups, metrics)}"
     for file_name, text in texts.items():
         with atomic_file(folder / file_name) as file:
             file.write(text.encode())
 
 
-def by_setting(results, name):
-    """Return {metric: {setting: one value per run}} of the metrics that all runs have; name: the setting if none varies."""
-    values = {}
-    for metric in results[0].numbers:
-        if metric != "iterations" and all(metric in each.numbers for each in results):
-            values[metric] = {}
-            for each in results:
-                values[metric].setdefault(each.setting or name, []).append(each.numbers[metric])
-    return values
-
-
-def markdown(name, values, finished, total):
-    """Return a table of mean, standard deviation and number of runs, one line per setting; values: of by_setting()."""
+def markdown(groups, metrics):
+    """Return a table of mean, standard deviation and number of runs, one line per setting; groups: {setting: numbers of each run}."""
     text = (
-        f"# {name}\n\n{finished} of {total} runs are finished. Mean ± standard deviation (n - 1) over n runs; "
-        "losses and KL in nats, from the last row of log.csv.\n\n"
+        "Mean ± standard deviation (n - 1) over n runs; losses and KL in nats, from the last row of log.csv.\n\n"
+        f"| setting | n | {' | '.join(metrics)} |\n{'|---' * (len(metrics) + 2)}|\n"
     )
-    text += f"| setting | n | {' | '.join(values)} |\n" + "|---" * (len(values) + 2) + "|\n"
-    for setting, runs in values["recon_loss"].items():
-        cells = [mean_and_deviation(each[setting]) for each in values.values()]
-        text += f"| {setting} | {len(runs)} | {' | '.join(cells)} |\n"
+    for setting, runs in groups.items():
+        text += f"| {setting} | {len(runs)} |"
+        for metric in metrics:
+            values = [numbers[metric] for numbers in runs]
+            deviation = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
+            text += f" {statistics.mean(values):.3f}{deviation} |"
+        text += "\n"
     return text
-
-
-def mean_and_deviation(values):
-    mean = f"{statistics.mean(values):.3f}"
-    return f"{mean} ± {statistics.stdev(values):.3f}" if len(values) > 1 else mean

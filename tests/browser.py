@@ -1,4 +1,4 @@
-"""A visdom page as a person sees it, in Chromium without a screen. Needs chromium, chromedriver and selenium."""
+"""Chromium without a screen. Needs chromium, chromedriver and selenium."""
 
 import contextlib
 import importlib.util
@@ -12,23 +12,6 @@ FLAGS = (
     "headless no-sandbox disable-gpu disable-quic no-first-run disable-sync disable-background-networking "
 )
 FLAGS += "disable-component-update disable-extensions disable-dev-shm-usage window-size=1600,1200"
-
-# A dict per pane, in the order shown. "drawn": length in pixels of each line; "image": size of the decoded picture.
-PANES = """
-return [...document.querySelectorAll('.window')].map(w => {
-  const plot = w.querySelector('.js-plotly-plot'), img = w.querySelector('img.content-image');
-  const texts = s => [...w.querySelectorAll(s)].map(t => t.textContent);
-  const drawn = [...w.querySelectorAll('path.js-line')].map(p => Math.round(p.getTotalLength()));
-  const box = w.getBoundingClientRect();
-  return {
-    title: texts('.bar > div.pull-right').join(''),
-    box: [box.x, box.y, box.width, box.height].map(Math.round),
-    legend: texts('.legendtext'), axes: [...texts('.xtitle'), ...texts('.ytitle')],
-    lines: plot ? plot.data.map((t, i) => ({x: t.x, drawn: drawn[i] || 0})) : [],
-    image: img && img.complete && img.naturalWidth ? [img.naturalWidth, img.naturalHeight] : null,
-    text: plot || img ? '' : w.querySelector('.content').textContent,
-  };
-});"""
 
 
 def unavailable(reason):
@@ -58,21 +41,9 @@ def chromium():
             page.quit()
 
 
-def ready(pane):
-    return pane["text"] or pane["image"] or pane["lines"] and all(line["drawn"] for line in pane["lines"])
-
-
-def look(page, url, until):
-    """Opens url, if it is not open; waits till until({title: pane}) is true and all is drawn; returns that dict."""
+def wait(page, script):
+    """Waits till the script returns something that is true, and returns that."""
     from selenium.webdriver.support.ui import WebDriverWait
 
-    if page.current_url != url:
-        page.get(url)
-    seen = []
-
-    def done(_):  # the same twice: panes slide to their places, and lines are drawn one by one
-        before, seen[:] = seen[:], page.execute_script(PANES)
-        return seen == before and all(map(ready, seen)) and until({pane["title"]: pane for pane in seen})
-
-    WebDriverWait(page, 60, poll_frequency=0.3).until(done, f"the page shows {[p['title'] for p in seen]}")
-    return {pane["title"]: pane for pane in seen}
+    wait = WebDriverWait(page, 60, poll_frequency=0.02)
+    return wait.until(lambda _: page.execute_script(script), f"in vain for {script}")

@@ -49,6 +49,16 @@ def thumbnails(monkeypatch):
 
 
 @pytest.fixture
+def few_points(monkeypatch):
+    """Metrics with a tenth of the points of classifiers and three rounds of boosting."""
+    from evaluation import metrics
+
+    monkeypatch.setitem(metrics.BOOSTING, "n_estimators", 3)
+    for metric in (metrics.higgins, metrics.factor_vae, metrics.dci, metrics.sap):
+        monkeypatch.setattr(metric, "__kwdefaults__", metric.__kwdefaults__ | dict(train=1000, test=500))
+
+
+@pytest.fixture
 def runs(tmp_path, dset_dir, thumbnails):
     return Runs(tmp_path, dset_dir)
 

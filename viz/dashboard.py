@@ -7,7 +7,6 @@ Each window is sent whole, never appended to: what a server has missed or lost i
 """
 
 import html
-import json
 import logging
 import re
 import sys
@@ -19,9 +18,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from run.log import read_log
-from utils import Parser, count, first_line, run_cli
+from utils import Parser, UserError, count, first_line, run_cli
 from viz.figures import CURVES, read_curves
-from viz.latents import color
+from viz.latents import style
 
 INTERVAL = 5  # seconds between two sendings
 TIMEOUT = (2, 10)  # seconds to connect, and to wait for an answer
@@ -30,10 +29,9 @@ WIDTH, HEIGHT = 500, 390  # pixels of a window: three side by side on a screen o
 DASHES = {"solid": "solid", "dashed": "dash", "dotted": "dot", "dashdot": "dashdot"}  # plotly's names
 
 
-def window(method, win, title, width=WIDTH, height=HEIGHT, opts=None, **content):
+def window(method, win, title, width=WIDTH, height=HEIGHT, opts={}, **content):
     """Return a window: the name of a method of visdom.Visdom, which draws it, and the arguments of that."""
-    opts = dict(title=title, width=width, height=height, **(opts or {}))
-    return dict(method=method, win=win, opts=opts, **content)
+    return dict(method=method, win=win, opts=dict(title=title, width=width, height=height, **opts), **content)
 
 
 def picture(path, title, width):
@@ -43,27 +41,19 @@ def picture(path, title, width):
     return window("image", path.stem, title, width, height, {"jpgquality": 90}, img=pixels)
 
 
-def style(name):
-    """Return plotly's style of a curve: that of its latent; C is dashed."""
-    if name.startswith("z_"):
-        line_color, line_style = color(int(name[2:]))
-        return dict(color=line_color, dash=DASHES[line_style])
-    return dict(color="silver", dash="dash") if name == "C" else dict(color="black")
-
-
 def curves(log):
     """Yield the windows of log.csv, {column: values}: one for each of CURVES. What is not finite is a gap."""
-    if not log["iter"]:
-        return
     lines, latents = read_curves(log)
     for win, (title, unit, _) in CURVES.items():
         y = np.array(list(lines[win].values())).T  # rows of the log, lines
         y = np.where(np.isfinite(y), y, np.nan)  # an infinity would stop visdom's page
-        left_out = latents.not_shown() if win != "recon" else ""
-        xlabel = f"iterations      {left_out}".strip()
-        opts = dict(xlabel=xlabel, ylabel=unit, legend=list(lines[win]), markers=len(y) < 50, markersize=6)
-        opts |= dict(marginright=10, margintop=35, marginbottom=45)
-        opts["traceopts"] = {"plotly": {name: {"line": style(name)} for name in lines[win]}}
+        looks = {}
+        for name in lines[win]:
+            color, dash = style(name)
+            looks[name] = {"line": dict(color=color, dash=DASHES[dash])}
+        opts = dict(xlabel=f"iterations      {latents.not_shown()}".strip(), ylabel=unit)
+        opts |= dict(legend=list(lines[win]), markers=len(y) < 50, markersize=6)
+        opts |= dict(marginright=10, margintop=35, marginbottom=45, traceopts={"plotly": looks})
         opts["layoutopts"] = {"plotly": {"title": {"text": title, "x": 0.02}}}  # beside the plot's buttons
         yield window("line", win, title, opts=opts, X=np.array(log["iter"]), Y=y)
 
@@ -75,27 +65,15 @@ def study(folder, name):
     yield window("text", "table", "Table", 3 * WIDTH, text=f"<pre style='color: black'>{table}</pre>")
 
 
-def newest(folder, name):
-    """Return the last outputs/NAME/<iter> that holds a file of that name; None if there is none."""
-    found = [path.parent for path in folder.glob(f"*/{name}") if path.parent.name.isdecimal()]
-    return max(found, key=lambda each: int(each.name), default=None)
-
-
-def summary(folder, name, log, iteration):
-    """Return the window "Run": iteration, latest losses and scores, flags."""
-    flags = json.loads((folder / "args.json").read_text())["arguments"]
-    lines = [name, f"iteration {iteration:,} of {flags['max_iter']:,}"]
-    if log["iter"]:
-        recon, kl = log["recon_loss"][-1], log["total_kld"][-1]
-        lines.append(f"reconstruction {recon:.1f}, KL {kl:.2f} nats per image")
-    if scored := newest(folder, "metrics.json"):
-        scores = json.loads((scored / "metrics.json").read_text())
-        numbers = [f"{key} {value:.3g}" for key, value in scores.items() if isinstance(value, (int, float))]
-        lines.append(f"scores at {int(scored.name):,}: {', '.join(numbers)}")
-    lines.append(", ".join(f"{key} {value}" for key, value in flags.items()))
-    paragraphs = "".join(f"<p>{html.escape(line)}</p>" for line in lines)
-    looks = "color: black; padding: 4px; font-size: 12px"
-    return window("text", "run", "Run", text=f"<div style='{looks}'>{paragraphs}</div>")
+def run_windows(folder):
+    """Yield the windows of a run's folder, in their order on the page, three columns."""
+    if (folder / "log.csv").exists():
+        yield from curves(read_log(folder / "log.csv"))
+    drawn = folder.glob("*/reconstruction.png")  # the last of an iteration's pictures on this page
+    if newest := max(drawn, key=lambda path: int(path.parent.name), default=None):
+        at = f"iteration {int(newest.parent.name):,}"
+        yield picture(newest.with_name("traverse.png"), f"Traversals, {at}", 2 * WIDTH)
+        yield picture(newest, f"Reconstructions, {at}", WIDTH)
 
 
 # The server.
@@ -120,7 +98,7 @@ class Dashboard:
     """
 
     def __init__(self, folder, name, server="localhost", port=8097):
-        self.folder, self.name, self.iteration = Path(folder), name, None
+        self.folder = Path(folder)
         env = re.sub(r"[^\w.=-]", "_", name)  # in other names, pages or files of visdom are not found
         self.server, self.client = (server, port, env), None  # the client once a server has answered
         self.url = f"{server if '//' in server else f'http://{server}'}:{port}/env/{env}"
@@ -136,9 +114,8 @@ class Dashboard:
         self.closing.set()
         self.thread.join(FLUSH)
 
-    def update(self, iteration):
-        """Note that the run is at iteration and has written to its folder."""
-        self.iteration = iteration
+    def update(self):
+        """Note that the run has written to its folder."""
         self.news.set()
 
     def work(self):
@@ -146,22 +123,13 @@ class Dashboard:
         while not self.closing.wait(INTERVAL):
             if self.news.is_set():
                 self.news.clear()
-                if not self.send(self.windows()):
+                if not self.show():
                     self.news.set()
-        self.send(self.windows())
+        self.show()
 
-    def windows(self):
-        """Yield the windows of the run's folder, in their order on the page."""
-        path = self.folder / "log.csv"
-        log = read_log(path) if path.exists() else {"iter": []}
-        last_row = int(log["iter"][-1]) if log["iter"] else 0
-        yield summary(self.folder, self.name, log, last_row if self.iteration is None else self.iteration)
-        yield from curves(log)
-        if folder := newest(self.folder, "reconstruction.png"):  # drawn after traverse.png
-            at = f"iteration {int(folder.name):,}"
-            # The reconstructions first: they fill the row of the curves.
-            yield picture(folder / "reconstruction.png", f"Reconstructions, {at}", WIDTH)
-            yield picture(folder / "traverse.png", f"Traversals, {at}", 2 * WIDTH)
+    def show(self):
+        """Send all windows of the run; return whether they arrived."""
+        return self.send(run_windows(self.folder))
 
     def send(self, windows):
         """Send windows; return whether all arrived. One line says when the server comes or goes."""
@@ -187,9 +155,10 @@ def main(argv=None):
     args = parser.parse_args(argv)
 
     def run():
-        name = json.loads((args.folder / "args.json").read_text())["arguments"]["viz_name"]
-        board = Dashboard(args.folder, name, args.viz_server, args.viz_port)
-        return 0 if board.send(board.windows()) else 1
+        if not (args.folder / "log.csv").exists():
+            raise UserError(f"{args.folder} has no log.csv: is it the folder of a run, outputs/NAME?")
+        name = args.folder.resolve().name
+        return int(not Dashboard(args.folder, name, args.viz_server, args.viz_port).show())
 
     return run_cli("viz.dashboard", "interrupted", run)
 

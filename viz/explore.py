@@ -21,28 +21,26 @@ def to_layers(decoder, z):
 
     z: a code, (1, z_dim). A vector is an image of one pixel there, and all that has weights a transposed convolution.
     """
-    layers, flat = [], True  # flat: whether a layer's input is a vector
+    layers = []
 
     def convolution(weight, bias, k=1, stride=1, padding=0):  # weight: in, k, k, out
         layers.append(dict(k=k, stride=stride, padding=padding, weight=weight, bias=bias))
 
-    for module in decoder if isinstance(decoder, nn.Sequential) else [decoder]:
+    for module in decoder:
         match module:
             case nn.ReLU() | nn.Tanh():
                 layers.append({"activation": type(module).__name__})
-            case nn.Linear(bias=torch.Tensor()) if flat:
+            case nn.Linear(bias=torch.Tensor()):
                 convolution(module.weight.T, module.bias)
-            case nn.Unflatten(unflattened_size=size) if flat and layers:
+            case nn.Unflatten(unflattened_size=size) if layers:
                 linear = next(layer for layer in reversed(layers) if "weight" in layer)
                 for name in ("weight", "bias"):  # from C, H, W to H, W, C
                     linear[name] = linear[name].unflatten(-1, size).movedim(-3, -1)
-                flat = False
-            case nn.Module() if type(module).__name__ == "Broadcast" and not layers:
+            case nn.Module() if type(module).__name__ == "Broadcast":
                 layers.append(dict(places=module(z)[0, z.shape[1] :].movedim(0, -1)))  # 8, 8, 2 coordinates
-                flat = False
-            case nn.Conv2d(bias=torch.Tensor(), groups=1, kernel_size=(1, 1), stride=(1, 1), padding=(0, 0)):
+            case nn.Conv2d(bias=torch.Tensor(), kernel_size=(1, 1), stride=(1, 1), padding=(0, 0)):
                 convolution(module.weight.permute(1, 2, 3, 0), module.bias)
-            case nn.ConvTranspose2d(bias=torch.Tensor(), groups=1, dilation=(1, 1), output_padding=(0, 0)):
+            case nn.ConvTranspose2d(bias=torch.Tensor(), output_padding=(0, 0)):
                 sizes = module.kernel_size[0], module.stride[0], module.padding[0]
                 convolution(module.weight.permute(0, 2, 3, 1), module.bias, *sizes)
             case _:

@@ -6,14 +6,13 @@ import textwrap
 
 import numpy as np
 
-from viz.latents import Latents, color, vectors
+from viz.latents import Latents, style
 from viz.pictures import crop, dark_margin, save
 
 # The first three as in Higgins et al. (2017), Fig. 7
 SHAPE_COLORS = "tab:red tab:green tab:blue tab:orange tab:purple".split()
 ROLES = {"shape", "scale", "rotation", "x", "y"}  # of the factors that latent_response needs
 NATS = "nats per image"
-UNITS = {"recon_loss": NATS, "total_kld": NATS, "total_correlation": "nats"}  # scores have none
 
 TURNS = (
     " A line holds the codes of one shape, large and in the middle, as it turns once round (large dot: not turned). "
@@ -101,10 +100,10 @@ def factor_map(values, names, title, latents, path):
 def plane(images, turns, seed, pair, latents, path):
     """Draw what is decoded in the plane of a pair of latents, and over it the codes of shapes that turn once round.
 
-    images: (side, side, C, H, W) in [0, 1], of pictures.plane; turns: {shape: means (rotations, z_dim)}, may be empty;
+    images: (13, 13, C, H, W) in [0, 1], of pictures.plane; turns: {shape: means (rotations, z_dim)}, may be empty;
     seed: name of the image that all other latents are taken from.
     """
-    images = crop(images, dark_margin([images]))
+    images = crop(images, dark_margin(images))
     side, _, channels, height, width = images.shape
     # imshow begins at the top, where the highest value stands
     page = images.flip(0).permute(0, 3, 1, 4, 2).reshape(side * height, side * width, channels)
@@ -128,32 +127,30 @@ def plane(images, turns, seed, pair, latents, path):
             axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.07), ncols=len(turns), frameon=False)
 
 
-# Curves of log.csv; without a row in it, none is drawn.
+# Curves of log.csv.
 
 
 def read_curves(log):
     """Lines {name: values} of each of CURVES, and the Latents at the last row; log: {column: values}."""
-    latents = Latents([values[-1] for values in vectors(log, "kld").values()])
+    z_dim = sum(column.startswith("kld_") for column in log)
+    latents = Latents([log[f"kld_{j}"][-1] for j in range(z_dim)])
     lines = {}
     for win, (_, _, columns) in CURVES.items():
         lines[win] = {}
         for column, name in columns.items():
             if column.endswith("_"):
-                each = vectors(log, column[:-1])
-                lines[win] |= {f"{name}{j}": each[j] for j in latents.shown()}
-            elif not np.isnan(log.get(column, math.nan)).all():  # C is empty with other objectives than B
+                lines[win] |= {f"{name}{j}": log[f"{column}{j}"] for j in latents.shown()}
+            elif column in log and not np.isnan(log[column]).all():  # only objective B has C
                 lines[win][name] = log[column]
     return lines, latents
 
 
 def plot(axes, x, lines, title, unit, names={}):
-    """Draw lines {name: values} against iterations x: latents in their colours; C dashed; names: others for the legend."""
-    marker = "." if len(x) < 50 else ""
+    """Draw lines {name: values} against iterations x; names: others for the legend."""
     for name, y in lines.items():
-        line, style = color(int(name[2:])) if name.startswith("z_") else ("black", "solid")
-        if name == "C":
-            line, style = "darkgrey", "dashed"
-        axes.plot(x, y, color=line, linestyle=style, marker=marker, label=names.get(name, name))
+        color, linestyle = style(name)
+        marker = "." if len(x) < 50 else ""
+        axes.plot(x, y, color=color, linestyle=linestyle, marker=marker, label=names.get(name, name))
     axes.set_title(title, loc="left", fontsize=11)
     axes.set(xlabel="iterations", ylabel=unit)
     axes.xaxis.set_major_formatter("{x:,.0f}")
@@ -163,8 +160,6 @@ def plot(axes, x, lines, title, unit, names={}):
 
 def curves(log, path):
     """Draw log.csv, {column: values}: a panel for each of CURVES."""
-    if not log["iter"]:
-        return
     lines, latents = read_curves(log)
     with figure(path, 11, 8, latents.not_shown()) as drawn:
         panels = dict(zip(CURVES, drawn.subplots(2, 2).flat))
@@ -179,53 +174,44 @@ def curves(log, path):
 
 
 def capacity(log, latents, path, iteration):
-    """Draw C and the KL of each latent shown up to iteration; the legend says what each codes there.
+    """Draw C and the KL of each latent shown; the legend says what each codes at iteration, that of latents.
 
     Burgess et al. (2018), Fig. 3, draw the same of a generator that is given the true factors: one factor after the other
-    comes into use as C grows. log: {column: values}; latents: at that iteration.
+    comes into use as C grows. log: {column: values}.
     """
-    count = sum(i <= iteration for i in log["iter"])
-    if not count:
-        return
-    lines = read_curves({column: values[:count] for column, values in log.items()})[0]["kld"]
+    lines = read_curves(log)[0]["kld"]
     del lines["total"]
     names = {f"z_{j}": latents.label(j, "  ") for j in range(len(latents.kld))}
     with figure(path, 10, max(4.5, 0.25 * len(lines) + 1.5), latents.notes()) as drawn:
         axes = drawn.subplots()
-        plot(axes, log["iter"][:count], lines, "KL of each latent from the prior", NATS, names)
+        plot(axes, log["iter"], lines, "KL of each latent from the prior", NATS, names)
         axes.set_ylim(0)
-        title = f"at iteration {log['iter'][count - 1]:,.0f}"
+        title = f"at iteration {iteration:,}"
         drawn.legend(loc="outside right upper", frameon=False, title=title, alignment="left")
 
 
 # Many runs.
 
 
-def study(values, path):
+def study(groups, metrics, path):
     """Draw how far runs spread: a panel per metric, a column per setting, a dot per run, a line at the median.
 
-    values: {metric: {setting: values of its runs}}, with settings and runs in the same order everywhere: a run's
-    dot has the same place in its column in all panels.
+    groups: {setting: {metric: value} of each run}. A run's dot has the same place in its column in all panels.
     """
-    settings = list(next(iter(values.values())))
-    columns = min(len(values), 4 if len(settings) <= 6 else 2)
-    rows, width = math.ceil(len(values) / columns), max(2.6, 0.6 + 0.45 * len(settings))
-    foot = "A dot is a seed, a line the median of its setting."
+    columns = min(len(metrics), 4 if len(groups) <= 6 else 2)
+    rows, width = math.ceil(len(metrics) / columns), max(2.6, 0.6 + 0.45 * len(groups))
+    foot = "A dot is a seed, a line the median of its setting. Losses and KL are in nats."
     with figure(path, columns * width, 2.6 * rows + 0.4, foot) as drawn:
-        panels = list(drawn.subplots(rows, columns, squeeze=False).flat)
-        for axes in panels[len(values) :]:
-            axes.set_axis_off()
-        for axes, (metric, runs) in zip(panels, values.items()):
-            for place, points in enumerate(runs.values()):
+        for number, metric in enumerate(metrics, 1):
+            axes = drawn.add_subplot(rows, columns, number)
+            for place, runs in enumerate(groups.values()):
+                points = [numbers[metric] for numbers in runs]
                 x = place + 0.5 * (np.arange(len(points)) + 0.5) / len(points) - 0.25
                 axes.plot(x, points, "o", color="C0", alpha=0.6, markeredgewidth=0)
                 axes.hlines(np.median(points), place - 0.32, place + 0.32, color="black", linewidth=1.5)
-            axes.set_title(f"{metric} ({UNITS[metric]})" if metric in UNITS else metric, fontsize=10)
-            below = metric in list(values)[-columns:]  # no panel stands below
-            names = settings if below else []
-            axes.set_xticks(range(len(settings)), names, rotation=90 * (len(settings) > 3))
-            axes.set_xlim(-0.6, len(settings) - 0.4)
+            axes.set_title(metric, fontsize=10)
+            names = list(groups) if number > len(metrics) - columns else []  # no panel stands below
+            axes.set_xticks(range(len(groups)), names, rotation=90 * (len(groups) > 3))
+            axes.set_xlim(-0.6, len(groups) - 0.4)
             axes.margins(y=0.12)
-            if all(isinstance(value, int) for points in runs.values() for value in points):
-                axes.yaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
             axes.grid(axis="y", alpha=0.3)

@@ -13,19 +13,12 @@ PERCENT = "%: the named factor's share of the latent's mutual information with a
 NATS = "nats: KL of the latent from the prior, per image."
 
 
-def color(j):
-    """Colour and line style of latent j in every picture and on the dashboard."""
-    return COLORS[j % 10], STYLES[j // 10 % 4]
-
-
-def vectors(log, name):
-    """The columns name_0, name_1, .. of a log {column: values}, as {0: values, 1: values, ..}."""
-    found = {}
-    for column, values in log.items():
-        prefix, _, j = column.rpartition("_")
-        if prefix == name and j.isdecimal():
-            found[int(j)] = values
-    return found
+def style(name):
+    """Colour and line style of a curve in every picture and on the dashboard: of latent z_j, of C, or of all else."""
+    if name.startswith("z_"):
+        j = int(name[2:])
+        return COLORS[j % 10], STYLES[j // 10 % 4]
+    return ("darkgrey", "dashed") if name == "C" else ("black", "solid")
 
 
 @dataclass(frozen=True)
@@ -36,14 +29,17 @@ class Latents:
     """
 
     kld: list  # z_dim floats: KL from the prior, nats per image
-    top_factor: list | None = None  # (factor, share) or None, see evaluation.information.top_factor
+    names: tuple | None = None  # of the K factors
     information: np.ndarray | None = None  # z_dim, K: mutual information with each factor, nats
     signs: list | None = None  # -1 where x, y or size falls as the latent grows, else 1
 
+    def order(self):
+        """All latents, the highest KL first."""
+        return sorted(range(len(self.kld)), key=lambda j: -self.kld[j])
+
     def shown(self):
         """Latents with a KL above SHOWN, the highest first; the highest alone if there are none."""
-        order = sorted(range(len(self.kld)), key=lambda j: -self.kld[j])
-        return [j for j in order if self.kld[j] > SHOWN] or order[:1]
+        return [j for j in self.order() if self.kld[j] > SHOWN] or self.order()[:1]
 
     def not_shown(self):
         """How many latents shown() leaves out: "7 latents under 0.1 nats not shown"; "" for none."""
@@ -57,8 +53,10 @@ class Latents:
 
     def factor(self, j):
         """The factor that latent j is most informative about and its share, "posX  93 %"; "" for none, or if it is not shown."""
-        top = self.top_factor and self.kld[j] > SHOWN and self.top_factor[j]
-        return f"{top[0]}  {100 * top[1]:.0f} %" if top else ""
+        if self.information is None or self.kld[j] <= SHOWN or not self.information[j].any():
+            return ""
+        shares = self.information[j] / self.information[j].sum()  # K
+        return f"{self.names[shares.argmax()]}  {100 * shares.max():.0f} %"
 
     def label(self, j, separator="\n", signed=False):
         """Name of latent j: its factor and its KL, as in "posX  93 %", "z_3  4.12 nats"; signed: -z_3 where sign(j) is -1."""
@@ -76,15 +74,13 @@ class Latents:
         information about the factors k and P_jk the share of factor k in it: both code the same factors, and neither codes
         little. Without known factors, the two with the highest KL.
         """
-        pairs = list(combinations(self.shown(), 2))
-        if self.information is None or not pairs:
-            two = sorted(range(len(self.kld)), key=lambda j: -self.kld[j])[:2]
-            return tuple(two) if len(two) == 2 else None
-        total = self.information.sum(axis=1)  # z_dim
-        shares = self.information / total.clip(1e-9)[:, None]  # z_dim, K
+        information = np.array(self.kld)[:, None] if self.information is None else self.information
+        total = information.sum(axis=1)  # z_dim
+        shares = information / total.clip(1e-9)[:, None]  # z_dim, K
 
         def overlap(pair):
             i, j = pair
             return np.minimum(shares[i], shares[j]).sum() * min(total[i], total[j])
 
-        return max(pairs, key=overlap)
+        pairs = combinations(self.order()[: max(2, len(self.shown()))], 2)
+        return max(pairs, key=overlap, default=None)

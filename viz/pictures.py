@@ -2,18 +2,19 @@
 
 Arguments of several functions:
     latents     a latents.Latents; only latents.shown() are drawn
-    images      traversals of those, (S, L, 19, C, H, W) in [0, 1], H = W (see traverse)
+    images      traversals of those, (S, L, 13, C, H, W) in [0, 1], H = W (see traverse)
     decode      z (B, z_dim) -> logits (B, C, H, W)
 """
 
 from functools import partial
 
+import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from utils import atomic_file
 
-VALUES = torch.arange(-9, 10) / 3  # of a traversed latent: -3 to 3 prior sigma
+VALUES = torch.linspace(-3, 3, 13)  # of a traversed latent, in sigma of the prior
 TICKS = [f"{value:+.2g}" if value else "0" for value in VALUES]
 TILE = 96  # pixels, width of an image
 
@@ -25,10 +26,10 @@ TILE = 96  # pixels, width of an image
 def traverse(decode, z, latents):
     """Decode codes z (S, z_dim) with one of the L latents shown at a time set to VALUES, or to their negatives.
 
-    The direction is latents.sign(j): x goes right, y down, size up. Returns mean images (S, L, 19, C, H, W) on the CPU.
+    The direction is latents.sign(j): x goes right, y down, size up. Returns mean images (S, L, 13, C, H, W) on the CPU.
     """
     order = latents.shown()
-    codes = z[:, None, None].repeat(1, len(order), len(VALUES), 1)  # S, L, 19, z_dim
+    codes = z[:, None, None].repeat(1, len(order), len(VALUES), 1)  # S, L, 13, z_dim
     for row, j in enumerate(order):
         codes[:, row, :, j] = VALUES.to(z) * latents.sign(j)
     images = torch.stack([torch.sigmoid(decode(row)).cpu() for row in codes.flatten(0, 1)])
@@ -36,13 +37,13 @@ def traverse(decode, z, latents):
 
 
 @torch.no_grad()
-def plane(decode, z, pair, side=13):
-    """Decode code z (z_dim,) with two latents set to side values each, from -3 to 3.
+def plane(decode, z, pair):
+    """Decode code z (z_dim,) with two latents set to VALUES each.
 
-    Returns mean images (side, side, C, H, W) on the CPU: a row is a value of the second latent, -3 first.
+    Returns mean images (13, 13, C, H, W) on the CPU: a row is a value of the second latent, -3 first.
     """
-    values = torch.linspace(-3, 3, side).to(z)
-    codes = z.repeat(side, side, 1)  # side, side, z_dim
+    values = VALUES.to(z)
+    codes = z.repeat(len(values), len(values), 1)  # 13, 13, z_dim
     codes[..., pair[0]], codes[..., pair[1]] = values, values[:, None]
     return torch.stack([torch.sigmoid(decode(row)).cpu() for row in codes])
 
@@ -54,27 +55,23 @@ def foot(latents, line):
     return f"{line}\n{latents.notes()}"
 
 
-def traversals(images, seeds, recon, latents, path):
+def traversals(images, names, x, recon, latents, path):
     """Draw what each latent does to each seed: a row per latent, a block of columns per seed.
 
-    seeds: {name: image (C, H, W), or None for a random code}, and recon: what is decoded from their codes, (S, C, H, W), both
-    in the order of images. One seed is shown from -3 to 3 in ten steps, two in seven; more from -2 to 2 in five.
+    names: of the S seeds; x, recon: their images and reconstructions, (S, C, H, W) in [0, 1]. One seed is shown from -3
+    to 3 in thirteen steps, two in seven; more from -2 to 2 in five.
     """
-    steps = {1: range(0, 19, 2), 2: range(0, 19, 3)}.get(len(seeds), range(3, 16, 3))
-    inputs = [x.cpu() for x in seeds.values() if x is not None]
-    margin = dark_margin([images[:, :, steps], recon, *inputs])
-    words, head = [""], [""]
-    for (name, x), decoded in zip(seeds.items(), recon):
-        rest = [None] * (len(steps) - 3)
-        words += ["", *(["", "decoded"] if x is None else ["input", "recon"]), *rest]
-        head += [name, None if x is None else crop(x.cpu(), margin), crop(decoded, margin), *rest]
-    rows = [words, head, ["latent at", *[TICKS[step] for step in steps] * len(seeds)]]
+    steps = {1: range(13), 2: range(0, 13, 2)}.get(len(names), range(2, 11, 2))
+    margin = dark_margin(images[:, :, steps], x, recon)
+    images, x, recon = (crop(part, margin) for part in (images, x, recon))
+    words, head, rest = [""], [""], [None] * (len(steps) - 3)
+    for i, name in enumerate(names):
+        words += ["", "input", "recon", *rest]
+        head += [name, x[i], recon[i], *rest]
+    rows = [words, head, ["latent at", *[TICKS[step] for step in steps] * len(names)]]
     for row, j in enumerate(latents.shown()):
-        cells = crop(images[:, row, steps], margin).flatten(0, 1)
-        rows.append([latents.label(j, signed=True), *cells])
+        rows.append([latents.label(j, signed=True), *images[:, row, steps].flatten(0, 1)])
     line = "Each row sets one latent to these values and keeps the others at the mean of q(z|input)."
-    if len(inputs) < len(seeds):
-        line += "\nrandom: instead of an input's code, one drawn from the prior N(0, 1)."
     save(path, grid(rows, foot(latents, line), TILE, columns=len(steps)).save)
 
 
@@ -83,8 +80,8 @@ def factors(decode, z, latents, path, most=5):
 
     As Higgins et al. (2017), Fig. 1 and 2, and Burgess et al. (2018). z: codes (S, z_dim), a row of each block.
     """
-    images = traverse(decode, z, latents)[:, :most, ::2]  # S, L, 10, C, H, W
-    rows = [["latent at", *TICKS[::2]]]
+    images = traverse(decode, z, latents)  # S, L, 13, C, H, W
+    rows = [["latent at", *TICKS]]
     for i, j in enumerate(latents.shown()[:most]):
         names = [""] * len(z)
         names[len(z) // 2] = latents.label(j, signed=True)
@@ -94,24 +91,20 @@ def factors(decode, z, latents, path, most=5):
 
 
 def animation(images, names, latents, path, most=10):
-    """Write a GIF: the latents with the highest KL go from -3 to 3 and back.
-
-    A column per latent, a row per seed of names. In colour it has half the frames, or it would take megabytes.
-    """
-    order, grey = latents.shown()[:most], images.shape[3] == 1
+    """Write a GIF: the latents with the highest KL go from -3 to 3 and back, a column per latent, a row per seed of names."""
+    order = latents.shown()[:most]
     captions = [latents.label(j, signed=True).replace("  ", "\n") for j in order]
-    images = crop(images[:, :most], dark_margin([images]))
+    images = crop(images, dark_margin(images))
     frames = []
-    for step in range(0, len(VALUES), 1 if grey else 2):
-        rows = [["", *captions], *([name, *row] for name, row in zip(names, images[:, :, step]))]
-        line = f"Each column changes one latent, now at {TICKS[step]}."
+    for step, tick in enumerate(TICKS):
+        rows = [["", *captions], *([name, *row] for name, row in zip(names, images[:, :most, step]))]
+        line = f"Each column changes one latent, now at {tick}."
         if len(order) < len(latents.shown()):
             line += f"\nOnly the {most} latents with the highest KL are shown."
         page = grid(rows, f"{line}\n{latents.notes()}", min(720 // len(order), 144), font=12)
-        # 64 greys or colours take half the space of all.
-        frames.append(page.convert("L").point(lambda v: v // 4 * 255 // 63) if grey else page.quantize(64))
-    options = dict(save_all=True, append_images=frames[1:] + frames[-2:0:-1], loop=0)
-    save(path, partial(frames[0].save, duration=80 if grey else 160, **options))
+        frames.append(page.quantize(64, Image.Quantize.FASTOCTREE))  # half the space of other palettes
+    options = dict(save_all=True, append_images=frames[1:] + frames[-2:0:-1], loop=0, duration=120)
+    save(path, partial(frames[0].save, **options))
 
 
 def reconstruction(x, x_recon, path, pairs=4):
@@ -128,9 +121,9 @@ def reconstruction(x, x_recon, path, pairs=4):
 # Pages.
 
 
-def dark_margin(images):
-    """Width of the border that is dark in all images, a list of (.., H, W), in pixels; at most a quarter of H."""
-    lit = torch.stack([part.flatten(0, -3).amax(dim=0) for part in images]).amax(dim=0) > 0.1  # H, W
+def dark_margin(*images):
+    """Width of the border that is dark in all images, each (.., H, W), in pixels; at most a quarter of H."""
+    lit = torch.cat([part.flatten(0, -3) for part in images]).amax(dim=0) > 0.1  # H, W
     most, pixels = len(lit) // 4, lit.nonzero()  # rows and columns, (N, 2)
     return min(most, int(pixels.min()), len(lit) - 1 - int(pixels.max())) if len(pixels) else most
 
@@ -146,31 +139,28 @@ def grid(rows, foot, tile, font=30, columns=10**6):
     gaps. Returns an RGB image.
     """
     face, gap = ImageFont.load_default(font), font // 2
-    left = 2 * gap + text_width(face, *(row[0] for row in rows))
+
+    def size(text):  # width and height
+        return max(map(face.getlength, text.split("\n"))), (font + 4) * (text.count("\n") + 1)
+
+    left = 2 * gap + round(max(size(label)[0] for label, *_ in rows))
     x = [left + (tile + 1) * i + gap * (i // columns) for i in range(max(map(len, rows)) - 1)]
-    width = max(x[-1] + tile, left + text_width(face, foot)) + gap
-    page = Image.new("RGB", (width, (len(rows) + 1) * (tile + 6 * font)), "white")  # higher than needed
-    write = partial(ImageDraw.Draw(page).multiline_text, font=face, spacing=4)
-    y = gap
-    for name, *cells in rows:
-        lines = max(cell.count("\n") + 1 for cell in (name, *cells) if isinstance(cell, str))
+    width = round(max(x[-1] + tile, left + size(foot)[0])) + gap
+    strips = [Image.new("RGB", (width, gap), "white")]
+    for label, *cells in rows:
         images = any(isinstance(cell, torch.Tensor) for cell in cells)
-        height = tile if images else (font + 4) * lines
-        write((left - gap, y + height / 2), name, "black", anchor="rm", align="right")
+        height = tile if images else max(size(text)[1] for text in (label, *cells) if text is not None)
+        strips.append(Image.new("RGB", (width, height + 1), "white"))
+        write = partial(ImageDraw.Draw(strips[-1]).multiline_text, font=face, spacing=4)
+        write((left - gap, height / 2), label, "black", anchor="rm", align="right")
         for at, cell in zip(x, cells):
             if isinstance(cell, str):
-                write((at + tile / 2, y + height / 2), cell, "black", anchor="mm", align="center")
+                write((at + tile / 2, height / 2), cell, "black", anchor="mm", align="center")
             elif cell is not None:
-                page.paste(picture(cell).resize((tile, tile), Image.Resampling.LANCZOS), (at, y))
-        y += height + 1
-    if foot:
-        write((left, y + gap), foot, "dimgrey")
-        y += gap + (font + 4) * (foot.count("\n") + 1)
-    return page.crop((0, 0, width, y + gap))
-
-
-def text_width(face, *texts):
-    return round(max(face.getlength(line) for text in texts for line in text.split("\n")))
+                strips[-1].paste(picture(cell).resize((tile, tile), Image.Resampling.LANCZOS), (at, 0))
+    strips.append(Image.new("RGB", (width, size(foot)[1] + 2 * gap), "white"))
+    ImageDraw.Draw(strips[-1]).multiline_text((left, gap), foot, "dimgrey", face, spacing=4)
+    return Image.fromarray(np.concatenate(strips))
 
 
 def picture(image):
