@@ -156,33 +156,10 @@ def read_result(run):
     return study.Result(run.name, run.settings, bool(finished), numbers | scores)
 
 
-def train(args, runs, folder):
-    """Train runs, with a progress bar; yield each one as it ends and how it ended. folder: for what they print."""
-    for flags in {run.args.dataset: run.args for run in runs}.values():
-        return_data(flags)  # prepared once, before the processes start
-
-    def iterations():
-        return sum(min(study.iterations(run.folder), run.args.max_iter) for run in runs)
-
-    # miniters: with its own, tqdm does not keep to a line every 30 s in a file
-    options = dict(initial=iterations(), unit="it", delay=0, leave=True, miniters=1)
-    total = sum(run.args.max_iter for run in runs)
-    with open_pool(args, runs[0].args.cuda) as submit, progress(total=total, **options) as bar:
-        futures = {}
-        for run in runs:
-            printed = str(folder.absolute() / f"{Path(run.name).name}.txt")
-            futures[submit(run.flags, printed)] = run, f"what it printed: {printed}"
-        while futures:
-            for future in wait(futures, POLL, FIRST_COMPLETED).done:
-                run, where = futures.pop(future)
-                yield run, f"{future.exception() or future.result()}; {where}"
-            bar.update(iterations() - bar.n)
-
-
 def run_sweep(args, runs):
-    """Train and summarise; return the exit status, 1 if a run failed."""
+    """Train what is not finished, and summarise whenever a run ends; return the exit status, 1 if a run failed."""
     name, one = args.sweep_name, runs[0].args
-    folder = Path(one.output_dir) / name
+    folder = Path(one.output_dir).absolute() / name
     folder.mkdir(parents=True, exist_ok=True)
     board = dashboard.Dashboard(folder, name, one.viz_server, one.viz_port) if one.viz_on else None
     results = {run.name: read_result(run) for run in runs}
@@ -197,11 +174,32 @@ def run_sweep(args, runs):
 
     print(f"{name}: {summarise()}", flush=True)
     unfinished = [run for run in runs if not results[run.name].finished]
-    for run, how in train(args, unfinished, folder) if unfinished else ():
-        results[run.name] = result = read_result(run)
-        tqdm.write(f"{run.name}: {'finished' if result.finished else f'failed, {how}'}; {summarise()}")
+    for run, reason in train(args, unfinished, folder) if unfinished else ():
+        results[run.name] = read_result(run)
+        printed = folder / f"{Path(run.name).name}.txt"
+        how = "finished" if results[run.name].finished else f"failed, {reason}; what it printed: {printed}"
+        tqdm.write(f"{run.name}: {how}; {summarise()}")
     print(f"{name}: {summarise()}; see {folder}")
     return int(not all(each.finished for each in results.values()))
+
+
+def train(args, runs, folder):
+    """Train runs, with a progress bar; yield each one as it ends, and why if it failed. What they print goes to folder."""
+    for flags in {run.args.dataset: run.args for run in runs}.values():
+        return_data(flags)  # prepared once, before the processes start
+
+    def iterations():
+        return sum(min(study.iterations(run.folder), run.args.max_iter) for run in runs)
+
+    # miniters: with its own, tqdm does not keep to a line every 30 s in a file
+    total = sum(run.args.max_iter for run in runs)
+    bar = progress(total=total, initial=iterations(), unit="it", delay=0, leave=True, miniters=1)
+    with open_pool(args, runs[0].args.cuda) as submit, bar:
+        futures = {submit(run.flags, str(folder / f"{Path(run.name).name}.txt")): run for run in runs}
+        while futures:
+            for future in wait(futures, POLL, FIRST_COMPLETED).done:
+                yield futures.pop(future), future.exception() or future.result()
+            bar.update(iterations() - bar.n)
 
 
 def main(argv=None):

@@ -10,14 +10,14 @@ from utils import UserError, progress
 
 
 def fetch(url, known_hash, folder):
-    """Download a file into folder, unless it is there; return its path. known_hash: "md5:..." or "sha256:...".
+    """Download a file into folder, unless it is there. known_hash: "md5:..." or "sha256:...".
 
     Of a download that fails or has another hash nothing is left; a UserError says why.
     """
     path = Path(folder).absolute() / url.rsplit("/", 1)[1]
     if path.exists():
         print(f"{path} is there already: not fetched again")
-        return path
+        return
     print(f"fetching {url}", flush=True)
     pooch.get_logger().setLevel(logging.WARNING)
     try:
@@ -30,4 +30,3 @@ def fetch(url, known_hash, folder):
         raise UserError(
             f"{url} could not be fetched ({why}). Try again, or put the file at {path} by hand"
         ) from None
-    return path

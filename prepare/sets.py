@@ -16,8 +16,6 @@ from prepare import dsprites
 from prepare.images import HEADER, checksum, make_array
 from utils import UserError, atomic_file
 
-VERSION = 3  # of the way in which images are prepared; arrays of another version are made again
-
 
 class DataSet(NamedTuple):
     """What is particular to a data set. Its key in SETS is lower-case."""
@@ -61,48 +59,55 @@ SETS = {
 }  # fmt: skip
 
 
-def default_distribution(name):
-    """p(x|z) of a data set if --dist does not say: "bernoulli" or "gaussian"."""
-    return SETS[name].distribution
-
-
-def find_images(name, dset_dir, size, archive=None, crop=None, channels=None, workers=2):
+def find_images(name, dset_dir, size, workers=2):
     """Return a prepared set, uint8 (N, C, size, size), mapped into memory, and its fingerprint.
 
-    It is made in dset_dir, and made again if its images or these settings have changed.
-    archive: folder, zip or tar of the images; None: where they were, or else the first of the set's places.
-    crop, channels: as in DataSet; None: as the set was prepared, or else as in SETS.
+    It is made in dset_dir if need be, and made again in the same way if its images have changed since. Without them,
+    the array is all that training needs.
     """
-    spec, path = SETS[name], Path(dset_dir, f"{name}_{size}x{size}.npy")
+    path = Path(dset_dir, f"{name}_{size}x{size}.npy")
     manifest = read_manifest(path)
-    source = archive or first_there([manifest["source"]] if manifest else [], dset_dir)
-    wanted = {
-        "crop": manifest.get("crop", spec.crop) if crop is None else crop,
-        "channels": channels or manifest.get("channels", spec.channels),
-    }
-    if source:  # else the array is all that training needs
-        wanted |= {"version": VERSION, "images": checksum(source)}
-    changed = [key for key in wanted if wanted[key] != manifest.get(key)]
-    images = None if changed else load_array(path, manifest["crc32"])
-    if images is None:
-        source = source or first_there(spec.places, dset_dir)
-        if source is None:
-            raise UserError(how_to_get(name, dset_dir))
-        check_writable(path.parent)
+    source = first_there([manifest["source"]], dset_dir) if manifest else None
+    images = load_array(path, manifest.get("crc32"))
+    if images is None or source and checksum(source) != manifest.get("images"):
         if path.exists():
-            print(f"making {path} again: {', '.join(changed) or 'checksum'} changed")
-        crc32 = make_array(path, source, size, wanted["crop"], wanted["channels"], workers)
-        where = os.path.relpath(Path(source).resolve(), path.parent.resolve())  # so that both may be moved
-        wanted |= {"version": VERSION, "images": checksum(source)}
-        manifest = {**wanted, "source": where, "crc32": crc32}
-        write_manifest(path, manifest)
-        images = load_array(path, crc32)
+            print(f"making {path} again: it is damaged, or its images have changed")
+        settings = manifest.get("crop"), manifest.get("channels")
+        manifest = prepare_images(name, dset_dir, size, source, *settings, workers)
+        images = load_array(path, manifest["crc32"])
     kind = "grey" if manifest["channels"] == 1 else "colour"
     side = manifest["crop"]
     frame = f"centre {side} x {side} pixels" if side else "whole frames"
     fingerprint = f"{size}x{size}, {len(images):,} images, {kind}, {frame}, checksum {manifest['crc32']:08x}"
-    print(f"{spec.title}: {fingerprint}, from {Path(dset_dir, manifest['source']).resolve()}", flush=True)
+    print(
+        f"{SETS[name].title}: {fingerprint}, from {Path(dset_dir, manifest['source']).resolve()}", flush=True
+    )
     return images, fingerprint
+
+
+def prepare_images(name, dset_dir, size, archive=None, crop=None, channels=None, workers=2):
+    """Make the array of a set of images in dset_dir; return what is known of it, a dict, also kept in JSON beside it.
+
+    archive: folder, zip or tar of the images; None: the first of the set's places that is there.
+    crop, channels: as in DataSet; None: as in SETS.
+    """
+    spec, path = SETS[name], Path(dset_dir, f"{name}_{size}x{size}.npy")
+    source = archive or first_there(spec.places, dset_dir)
+    if source is None:
+        raise UserError(how_to_get(name, dset_dir))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    crop, channels = spec.crop if crop is None else crop, channels or spec.channels
+    crc32 = make_array(path, source, size, crop, channels, workers)
+    where = os.path.relpath(Path(source).resolve(), path.parent.resolve())  # so that both may be moved
+    manifest = {
+        "crop": crop,
+        "channels": channels,
+        "images": checksum(source),
+        "source": where,
+        "crc32": crc32,
+    }
+    write_manifest(path, manifest)
+    return manifest
 
 
 def find_dsprites(dset_dir, npz=None):
@@ -119,7 +124,7 @@ def find_dsprites(dset_dir, npz=None):
         kind, crc32 = "drawn", dsprites.CRC32
         packed = load_array(path, crc32)
     if packed is None:
-        check_writable(path.parent)
+        path.parent.mkdir(parents=True, exist_ok=True)
         print(f"making {path} (377 MB, some seconds) from {npz or 'its definition'}", flush=True)
         images = dsprites.read_official(npz) if npz else dsprites.render()
         with atomic_file(path) as file:
@@ -150,18 +155,9 @@ def how_to_get(name, dset_dir):
     return f"{what}. To get it: python -m prepare {name} --dset_dir {shlex.quote(str(dset_dir))} {ways}"
 
 
-def check_writable(folder):
-    """Make folder if need be; UserError if nothing can be written to it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    if not os.access(folder, os.W_OK):
-        raise UserError(
-            f"{folder} cannot be written to: use python -m prepare DATASET --dset_dir OTHER --archive FILE"
-        )
-
-
 def load_array(path, crc32):
-    """Map an npy file into memory, uint8; None if there is none, or its pixels have another CRC-32."""
-    if not path.exists():
+    """Map an npy file into memory, uint8; None if it is not there, or its pixels have another CRC-32."""
+    if crc32 is None or not path.exists():
         return None
     found = 0
     with open(path, "rb") as file:  # read, not mapped, so that it does not count as memory in use

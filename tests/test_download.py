@@ -47,12 +47,7 @@ def test_a_file_is_fetched_checked_prepared_and_not_fetched_again(server, tmp_pa
 
 
 @pytest.mark.parametrize(
-    "fault",
-    [
-        {"body": b"another file", "length": 12},
-        {"body": b"broken off"},
-        {"status": 503},
-    ],
+    "fault", [{"body": b"another file", "length": 12}, {"body": b"broken off"}, {"status": 503}]
 )
 def test_what_goes_wrong_is_one_line_that_says_what_to_fetch_by_hand_and_leaves_nothing(
     server, tmp_path, fault, capsys
