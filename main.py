@@ -24,6 +24,22 @@ whole, positive = within(count, 0, 2**62), within(count, 1, 2**62)
 weight, rate, decay = within(float, 0, 1e38), within(float, 1e-38, 1e37), within(float, 0, 1)
 
 
+def schedule(number):
+    """An argparse type: a number, or points "ITERATION:NUMBER,.." as for objectives.scheduled()."""
+
+    def points(text):
+        if ":" not in text:
+            return number(text)
+        pairs = [point.split(":") for point in text.split(",")]
+        iterations, values = [whole(i) for i, _ in pairs], [number(value) for _, value in pairs]
+        if sorted(set(iterations)) != iterations:
+            raise argparse.ArgumentTypeError(f"iterations must increase, not {text!r}")
+        return tuple(zip(iterations, values))
+
+    points.__name__ = number.__name__
+    return points
+
+
 def run_name(text):
     """argparse type: the name of a folder inside output_dir. A number below another run's folder is that run's iteration."""
     parts = Path(text).parts
@@ -62,28 +78,24 @@ def add_training_flags(parser):
     add = parser.add_argument_group("objective (the loss is in nats, summed over pixels and latents; so is C)").add_argument
     add("--objective", choices=OBJECTIVES, default="H",
         help="H: beta * KL (Higgins et al. eq. 4); B: gamma * |KL - C| (Burgess et al. eq. 8); TC: KL + (beta - 1) * total "
-             "correlation (Chen et al.); B_TC: B + beta * total correlation while C grows, then TC with --kl_weight (misc/capacity.md)")
-    add("--beta", type=weight, default=4.0, help="H: weight of the KL, 4 on dSprites (Higgins et al.); TC, B_TC: weight of the total correlation, which depends on --batch_size")
-    add("--gamma", type=weight, default=1000.0, help="B, B_TC: weight of |KL - C|; 1000 (Burgess et al.)")
-    add("--C_start", type=weight, default=0.0, help="B, B_TC: C at the start; 0 (Burgess et al.)")
-    add("--C_max", type=weight, default=25.0, help="B, B_TC: C at the end; dSprites 25, CelebA 50 (Burgess et al.)")
-    add("--C_stop_iter", type=positive, default=10**5, help="B, B_TC: iterations from C_start to C_max; 1e5 (Burgess et al.)")
-    add("--delta", type=weight, default=0.0, help="B, B_TC: width of the pseudo-Huber smoothing of |KL - C|; 0: none (Burgess et al.)")
-    add("--kl_weight", type=weight, default=0.5, help="B_TC: weight, without C, of the KL but for its total correlation")
-    add("--weak_iters", type=positive, default=5000, help="B_TC: iterations, once C stops, in which the total correlation is weighted by --kl_weight too")
-    add("--rise_iters", type=positive, default=5000, help="B_TC: iterations over which the weight of the total correlation then rises to beta")
+             "correlation (Chen et al.)")
+    add("--beta", type=schedule(weight), default=4.0,
+        help="H: weight of the KL, 4 on dSprites (Higgins et al.); TC: of the total correlation; 0:4,1e4:1 goes from 4 to 1 in 10,000 iterations")
+    add("--gamma", type=weight, default=1000.0, help="B: weight of |KL - C|; 1000 (Burgess et al.)")
+    add("--C_max", type=weight, default=25.0, help="B: C at the end; dSprites 25, CelebA 50 (Burgess et al.)")
+    add("--C_stop_iter", type=positive, default=10**5, help="B: iterations from 0 to C_max; 1e5 (Burgess et al.)")
+    add("--delta", type=weight, default=0.0, help="B: width of the pseudo-Huber smoothing of |KL - C|; 0: none (Burgess et al.)")
     add("--dist", choices=["bernoulli", "gaussian"],
         help="p(x|z) of a pixel; if not given: bernoulli for dsprites and 3dchairs, gaussian for others")
 
     add = parser.add_argument_group("network").add_argument
-    add("--model", choices=MODELS, default="H", help="H convolutional, FC fully connected (Higgins et al.), B convolutional (Burgess et al.)")
+    add("--model", choices=MODELS, default="H", help="H convolutional, FC fully connected (Higgins et al.), B convolutional (Burgess et al.), S with a spatial broadcast decoder (Watters et al.)")
     add("--z_dim", type=within(count, 1, 1025), default=10, help="number of latents; 10 on dSprites, 32 on 3D Chairs and CelebA (Higgins et al.)")
 
     add = parser.add_argument_group("optimiser").add_argument
-    add("--optimizer", choices=OPTIMIZERS, default="adam", help="optimiser; Higgins et al. use adagrad on dSprites, adam elsewhere; muon (Jordan et al.) for the weights, with adam for the biases; seconds a step for FC on a CPU")
-    add("--lr", type=rate, default=1e-4, help="learning rate; Higgins et al.: 1e-4, or 1e-2 with adagrad; Burgess et al.: 5e-4")
-    add("--lr_start_iter", type=whole, default=0, help="iteration at which the learning rate starts to decay")
-    add("--lr_stop_iter", type=whole, default=0, help="iteration at which its cosine decay ends, at lr / 100; 0: constant learning rate")
+    add("--optimizer", choices=OPTIMIZERS, default="adam", help="optimiser; Higgins et al. use adagrad on dSprites, adam elsewhere; muon (Jordan et al.): the weights of hidden layers, the rest by adam")
+    add("--lr", type=schedule(rate), default=1e-4,
+        help="learning rate, or a schedule as for --beta; Higgins et al.: 1e-4, or 1e-2 with adagrad; Burgess et al.: 5e-4")
     add("--beta1", type=decay, default=0.9, help="decay rate of Adam's first moment")
     add("--beta2", type=decay, default=0.999, help="decay rate of Adam's second moment")
     add("--batch_size", type=positive, default=64, help="images per batch; as far as we found, neither paper states it")
@@ -134,8 +146,6 @@ def parse(argv=None, parser=None, defaults=None):
         parser.error(
             f"--model {args.model} takes images of {size}x{size} pixels: --image_size must be {size}"
         )
-    if 0 < args.lr_stop_iter <= args.lr_start_iter:
-        parser.error(f"--lr_stop_iter must be 0, or after --lr_start_iter {args.lr_start_iter}")
     if os.path.realpath(args.output_dir) == os.path.realpath(args.ckpt_dir):
         parser.error("--output_dir and --ckpt_dir must be different folders: both name files by iteration")
     if args.train and args.overwrite and args.ckpt_name != "last":

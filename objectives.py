@@ -1,4 +1,4 @@
-"""Losses of both papers and two more. All terms are in nats: summed over pixels or latents, averaged over the batch.
+"""Losses of both papers and of beta-TCVAE. All terms are in nats: summed over pixels or latents, averaged over the batch.
 
 An objective is a function of (x, x_recon, mu, logvar, z, step) and, by keyword, of the flags of main.py that it needs:
     x, x_recon        images in [0, 1] and logits of p(x|z), (B, C, H, W)
@@ -11,6 +11,7 @@ recon_loss, total_kld and kld. To add an objective, write the function and name 
 
 import math
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -41,9 +42,9 @@ def kl_divergence(mu, logvar):
     return per_latent.sum(), per_latent, per_latent.mean()
 
 
-def capacity(step, C_max, C_stop_iter, C_start=0.0):
-    """Return C in nats: linear from C_start (0 in the paper) to C_max at C_stop_iter, then C_max (Burgess et al., A.2)."""
-    return C_start + (C_max - C_start) * step / C_stop_iter if step < C_stop_iter else C_max
+def capacity(step, C_max, C_stop_iter):
+    """Return C in nats: linear from 0 to C_max at C_stop_iter, then C_max (Burgess et al., A.2)."""
+    return min(C_max, C_max * step / C_stop_iter)
 
 
 def capacity_penalty(total_kld, C, smoothing=0.0):
@@ -73,66 +74,42 @@ def total_correlation(z, mu, logvar):
     return (log_joint - log_marginals.sum(dim=1)).mean()
 
 
-def tc_weight(step, kl_weight, weak_iters, rise_iters, beta):
-    """Return the weight of the total correlation: kl_weight up to step weak_iters, then linear to beta over rise_iters."""
-    rise = min(1, max(0, step - weak_iters) / rise_iters)
-    return kl_weight + (beta - kl_weight) * rise
+def scheduled(value, step):
+    """Return a schedule's value at a step: linear between its points ((iteration, value), ..), constant before and after.
 
-
-def learning_rate(step, lr, lr_start_iter, lr_stop_iter):
-    """Return lr up to lr_start_iter, then decay it by a cosine to lr / 100 at lr_stop_iter; 0 means no decay."""
-    fall = min(1, max(0, step - lr_start_iter) / (lr_stop_iter - lr_start_iter)) if lr_stop_iter else 0
-    return lr * (1 - 0.99 * (1 - math.cos(math.pi * fall)) / 2)
+    A number is the same at every step.
+    """
+    if not isinstance(value, tuple):
+        return value
+    iterations, values = zip(*value)
+    return float(np.interp(step, iterations, values))
 
 
 def objective_H(x, x_recon, mu, logvar, z, step, *, dist, beta):
-    """Compute reconstruction + beta KL, the negative of eq. 4 of Higgins et al. (2017)."""
+    """Compute reconstruction + beta KL, the negative of eq. 4 of Higgins et al. (2017). beta: a number or a schedule."""
     recon_loss = reconstruction_loss(x, x_recon, dist)
     total_kld, latent_kld, mean_kld = kl_divergence(mu, logvar)
-    loss = recon_loss + beta * total_kld
+    loss = recon_loss + scheduled(beta, step) * total_kld
     return loss, {"recon_loss": recon_loss, "total_kld": total_kld, "mean_kld": mean_kld, "kld": latent_kld}
 
 
-def objective_B(x, x_recon, mu, logvar, z, step, *, dist, gamma, C_start, C_max, C_stop_iter, delta):
+def objective_B(x, x_recon, mu, logvar, z, step, *, dist, gamma, C_max, C_stop_iter, delta):
     """Compute reconstruction + gamma |KL - C|, the negative of eq. 8 of Burgess et al. (2018).
 
     delta: width (nats) of the penalty's smoothing, see capacity_penalty(); 0 is the paper's loss.
     """
     recon_loss = reconstruction_loss(x, x_recon, dist)
     total_kld, latent_kld, mean_kld = kl_divergence(mu, logvar)
-    C = capacity(step, C_max, C_stop_iter, C_start)
+    C = capacity(step, C_max, C_stop_iter)
     loss = recon_loss + gamma * capacity_penalty(total_kld, C, smoothing=delta)
     terms = {"recon_loss": recon_loss, "total_kld": total_kld, "mean_kld": mean_kld, "C": C}
     return loss, {**terms, "kld": latent_kld}
 
 
-def objective_TC(x, x_recon, mu, logvar, z, step, *, dist, beta, kl_weight=1.0):
-    """Compute reconstruction + KL + (beta - 1) total correlation, the negative of eq. 4 of Chen et al. (2018), beta-TCVAE.
-
-    kl_weight: weight of the other two parts of the KL, index-code mutual information and dimension-wise KL; 1 in the paper.
-    """
-    loss, terms = objective_H(x, x_recon, mu, logvar, z, step, dist=dist, beta=kl_weight)
-    return loss + (beta - kl_weight) * total_correlation(z, mu, logvar), terms
+def objective_TC(x, x_recon, mu, logvar, z, step, *, dist, beta):
+    """Compute reconstruction + KL + (beta - 1) total correlation, the negative of eq. 4 of Chen et al. (2018), beta-TCVAE."""
+    loss, terms = objective_H(x, x_recon, mu, logvar, z, step, dist=dist, beta=1)
+    return loss + (scheduled(beta, step) - 1) * total_correlation(z, mu, logvar), terms
 
 
-def objective_B_TC(
-    x, x_recon, mu, logvar, z, step, *, dist, gamma, C_start, C_max, C_stop_iter, delta, kl_weight, weak_iters, rise_iters, beta,
-):  # fmt: skip
-    """Compute objective B + beta total correlation up to C_stop_iter, then objective TC; our own, from neither paper.
-
-    While C grows, x, y and scale get a latent each. Then shape and orientation follow: first under a weak KL, until
-    beta rises and separates them (misc/capacity.md).
-    """
-    batch = (x, x_recon, mu, logvar, z, step)
-    if step <= C_stop_iter:
-        penalty = dict(gamma=gamma, C_start=C_start, C_max=C_max, C_stop_iter=C_stop_iter, delta=delta)
-        loss, terms = objective_B(*batch, dist=dist, **penalty)
-        # Without it, the latents of x and y may align with the diagonals.
-        return loss + beta * total_correlation(z, mu, logvar), terms
-    beta = tc_weight(step - C_stop_iter, kl_weight, weak_iters, rise_iters, beta)
-    loss, terms = objective_TC(*batch, dist=dist, beta=beta, kl_weight=kl_weight)
-    kld = terms.pop("kld")
-    return loss, {**terms, "C": math.nan, "kld": kld}
-
-
-OBJECTIVES = {"H": objective_H, "B": objective_B, "TC": objective_TC, "B_TC": objective_B_TC}
+OBJECTIVES = {"H": objective_H, "B": objective_B, "TC": objective_TC}

@@ -1,7 +1,8 @@
 """The optimisers: Adam, Adagrad and Muon.
 
 An entry of OPTIMIZERS is a function of the network and, by keyword, of the flags of main.py that it needs. It returns
-torch's optimisers by the names under which checkpoints keep their state, the first of them "optim".
+torch's optimisers by the names under which checkpoints keep their state, the first of them "optim". Solver sets their
+learning rate before each step.
 """
 
 import torch
@@ -35,7 +36,7 @@ class Muon(torch.optim.Optimizer):
 
     MOMENTUM = 0.95
 
-    def __init__(self, weights, lr, dtype=torch.float32):
+    def __init__(self, weights, lr=1e-3, dtype=torch.float32):
         super().__init__(weights, {"lr": lr})
         self.dtype = dtype
 
@@ -58,25 +59,28 @@ class Muon(torch.optim.Optimizer):
         return p.grad.lerp(momentum, self.MOMENTUM).flatten(1)
 
 
-def adam(net, *, lr, beta1, beta2):
+def adam(net, *, beta1, beta2):
     """Adam (Kingma & Ba, 2015), fused."""
-    return {"optim": torch.optim.Adam(net.parameters(), lr, (beta1, beta2), fused=True)}
+    return {"optim": torch.optim.Adam(net.parameters(), betas=(beta1, beta2), fused=True)}
 
 
-def adagrad(net, *, lr):
+def adagrad(net):
     """Adagrad (Duchi et al., 2011), fused where torch has it so."""
     on_cpu = next(net.parameters()).device.type == "cpu"
-    return {"optim": torch.optim.Adagrad(net.parameters(), lr, fused=on_cpu)}
+    return {"optim": torch.optim.Adagrad(net.parameters(), fused=on_cpu)}
 
 
-def muon(net, *, lr, beta1, beta2, precision):
-    """Muon for the weights, Adam for the biases."""
-    weights = [p for p in net.parameters() if p.ndim > 1]
-    biases = [p for p in net.parameters() if p.ndim == 1]
+def muon(net, *, beta1, beta2, precision):
+    """Muon for the weights of hidden layers; Adam for biases and for the weights of the first and the last layer.
+
+    Jordan et al. leave those two to Adam as well; here they are the layers that touch the image.
+    """
+    hidden = [p for p in net.parameters() if p.ndim > 1][1:-1]
+    others = [p for p in net.parameters() if all(p is not weight for weight in hidden)]
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     return {
-        "optim": Muon(weights, lr, dtype),
-        "biases": torch.optim.Adam(biases, lr, (beta1, beta2), fused=True),
+        "optim": Muon(hidden, dtype=dtype),
+        "adam": torch.optim.Adam(others, betas=(beta1, beta2), fused=True),
     }
 
 

@@ -9,7 +9,7 @@ from tqdm import tqdm
 from dataset import Batches, return_data
 from evaluation.evaluator import Evaluator
 from model import MODELS, build_net
-from objectives import OBJECTIVES, learning_rate
+from objectives import OBJECTIVES, scheduled
 from optimizers import OPTIMIZERS
 from run.checkpoint import Checkpoints, load_noise, load_optimizers, read_checkpoint
 from run.folder import RunFolder
@@ -102,8 +102,7 @@ class Solver:
 
     def training_step(self, x):
         """Take one optimiser step on a batch of images x (B, C, H, W). Nothing in it waits for the device."""
-        args = self.args
-        lr = learning_rate(self.iter, args.lr, args.lr_start_iter, args.lr_stop_iter)
+        lr = scheduled(self.args.lr, self.iter)
         loss, terms = self.compute_loss(x)
         self.net.zero_grad()
         loss.backward()

@@ -10,7 +10,7 @@ import main
 NONSENSE = [
     "--batch_size 0", "--C_max -1", "--C_max 1e39 --C_stop_iter 1", "--lr", "--lr 0", "--beta nan", "--beta2 1",
     "--max_iter 1.5", "--seed -1", "--threads -1", "--z_dim 1e30", "--num_workers 1000", "--viz_port 0", "--train maybe",
-    "--model X", "--image_size 128", "--lr_start_iter 5 --lr_stop_iter 5", "--batch 64", "--unknown 1", "extra",
+    "--model X", "--image_size 128", "--lr 5:1,5:2", "--beta 5:1,x", "--beta 7:", "--lr 5:0", "--lr 5:1,2", "--batch 64", "--unknown 1", "extra",
     "--viz_server ''", "--output_dir ''", "--encode ''", "--encode nowhere/c.npz", "--output_dir x --ckpt_dir ./x", "--viz_name ../x", "--viz_name /x",
     "--viz_name m/7", "--overwrite True --ckpt_name x",
 ]  # fmt: skip
@@ -29,6 +29,7 @@ def test_counts_booleans_and_names_of_data_sets_are_read_as_people_write_them():
     args = main.parse(["--max_iter", "1e6", "--train", "No", "--cuda", "1", "--dataset", "DSprites"])
     assert (args.max_iter, args.train, args.cuda, args.dataset) == (1_000_000, False, True, "dsprites")
     assert main.parse(["--viz_name=m/n7"]).viz_name == "m/n7"
+    assert main.parse(["--beta", "0:4,1e4:.5"]).beta == ((0, 4.0), (10_000, 0.5))
 
 
 def test_a_row_of_the_log_comes_with_each_picture_and_a_short_run_has_twenty():
