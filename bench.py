@@ -25,17 +25,6 @@ from solver import Solver
 from utils import bind, progress, run_cli
 
 
-def bench_parser():
-    """Return main.py's parser with more flags, and with model B on dSprites as the default."""
-    parser = make_parser()
-    parser.prog = "bench.py"
-    parser.description = f"{__doc__.splitlines()[0]} Takes the flags of main.py, too."
-    parser.add_argument("--rounds", type=positive, default=7, help="bursts of each loop")
-    parser.add_argument("--burst", type=positive, default=100, help="steps per burst")
-    parser.set_defaults(model="B", objective="B", lr=5e-4, delta=1.0, viz_on=False)
-    return parser
-
-
 def solver_steps(solver):
     """Yield after each step of main.py, without its log and pictures."""
     while True:
@@ -100,7 +89,12 @@ def measure(args):
 
 def main(argv=None):
     """Run the program; return its exit status."""
-    args = parse(argv, bench_parser())
+    parser = make_parser()
+    parser.prog, parser.description = "bench.py", __doc__.splitlines()[0]
+    parser.add_argument("--rounds", type=positive, default=7, help="bursts of each loop")
+    parser.add_argument("--burst", type=positive, default=100, help="steps per burst")
+    parser.set_defaults(model="B", objective="B", lr=5e-4, delta=1.0, viz_on=False)
+    args = parse(argv, parser)
     return run_cli("bench.py", "interrupted", lambda: measure(args))
 
 

@@ -10,9 +10,10 @@ main.py does the same by itself if the images are in --dset_dir already, as an a
 
 import argparse
 import sys
+from pathlib import Path
 
 from prepare.sets import SETS, find_dsprites, find_images, prepare_images
-from utils import Parser, count, file_name, run_cli, within
+from utils import Parser, UserError, count, file_name, progress, run_cli, within
 
 
 def parse(argv=None):
@@ -40,11 +41,25 @@ def parse(argv=None):
     return args
 
 
+def fetch(spec, folder):
+    """Download the official file of a data set into folder, unless it is there; its hash must be the one in SETS."""
+    import pooch  # no other use needs the network's libraries
+
+    path = Path(folder).absolute() / Path(spec.url).name
+    pooch.get_logger().setLevel("WARNING")
+    try:
+        with progress(total=1, unit="B", unit_scale=True, delay=0, leave=True) as bar:  # pooch sets the total
+            downloader = pooch.HTTPDownloader(progressbar=bar, timeout=30)
+            pooch.retrieve(spec.url, spec.hash, path.name, path.parent, downloader=downloader)
+    except (OSError, ValueError) as error:  # ValueError: another hash
+        why = " ".join(str(error).split())
+        by_hand = f"Try again, or put the file at {path} by hand"
+        raise UserError(f"{spec.url} could not be fetched ({why}). {by_hand}") from None
+
+
 def run(args):
     if args.download:
-        from prepare.download import fetch  # no other use needs the network's libraries
-
-        fetch(SETS[args.dataset].url, SETS[args.dataset].hash, args.dset_dir)
+        fetch(SETS[args.dataset], args.dset_dir)
     if args.dataset == "dsprites":
         find_dsprites(args.dset_dir, args.archive)
         return

@@ -16,7 +16,6 @@ FACTOR_NAMES = ("shape", "scale", "orientation", "posX", "posY")
 FACTOR_SIZES = (3, 6, 40, 32, 32)
 SHAPES = ("square", "ellipse", "heart")
 COUNT = int(np.prod(FACTOR_SIZES))  # 737,280
-CRC32 = 0xF6F30369  # of the bytes of render()
 MD5 = "7da33b31b13a06f4b04a70402ce90c2e"  # of the official file
 
 UNIT = 0.15 * 64  # half a side of the largest square, in pixels

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from utils import UserError, atomic_file, progress
+from utils import UserError, progress
 
 FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")  # of Pillow; others start programs
 SUFFIXES = set(".bmp .gif .jfif .jp2 .jpe .jpeg .jpg .pgm .png .pnm .ppm .tif .tiff .webp".split())
@@ -146,19 +146,18 @@ def read_image(path, size, channels):
     return pixels
 
 
-def make_array(path, source, size, crop, channels, workers):
-    """Decode the images of source into the file path: npy, uint8 (N, channels, size, size), in the order of names.
+def make_array(array, source, size, crop, channels, workers):
+    """Decode the images of source into the open file array: npy, uint8 (N, channels, size, size), in the order of names.
 
-    path holds the old content or all of the new, whenever this is interrupted. workers: number of threads.
-    Return the CRC-32 of the pixels.
+    workers: number of threads. Return the CRC-32 of the pixels.
     """
     files, notes = find_files(source)
     if not files:
         raise UserError(f"no image in {source}: {summary(notes) or 'it is empty'}")
-    print(f"preparing {len(files):,} images of {source} into {path}", flush=True)
+    print(f"preparing {len(files):,} images of {source}", flush=True)
     count = crc32 = 0
     bar = progress(total=len(files), unit=" images", delay=0, leave=True)
-    with atomic_file(path) as array, ThreadPoolExecutor(max(workers, 1)) as pool, bar:
+    with ThreadPoolExecutor(max(workers, 1)) as pool, bar:
         array.seek(HEADER)
         for first in range(0, len(files), AHEAD):
             some = files[first : first + AHEAD]
@@ -170,11 +169,11 @@ def make_array(path, source, size, crop, channels, workers):
                 if pixels is not None:
                     array.write(pixels.tobytes())
                     count, crc32 = count + 1, zlib.crc32(pixels.tobytes(), crc32)
-        if not count:
-            raise UserError(f"no image in {source} can be read: {summary(notes)}")
-        array.seek(0)
-        header = {"descr": "|u1", "fortran_order": False, "shape": (count, channels, size, size)}
-        np.lib.format.write_array_header_1_0(array, header)
+    if not count:
+        raise UserError(f"no image in {source} can be read: {summary(notes)}")
+    array.seek(0)
+    header = {"descr": "|u1", "fortran_order": False, "shape": (count, channels, size, size)}
+    np.lib.format.write_array_header_1_0(array, header)
     if notes:
         print(summary(notes))
     return crc32

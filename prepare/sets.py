@@ -3,6 +3,7 @@
 To add a set of images, add an entry to SETS; main.py and `python -m prepare` know it by its key.
 """
 
+import contextlib
 import json
 import os
 import shlex
@@ -13,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from prepare import dsprites
-from prepare.images import HEADER, checksum, make_array
+from prepare.images import checksum, make_array
 from utils import UserError, atomic_file
 
 
@@ -68,13 +69,12 @@ def find_images(name, dset_dir, size, workers=2):
     path = Path(dset_dir, f"{name}_{size}x{size}.npy")
     manifest = read_manifest(path)
     source = first_there([manifest["source"]], dset_dir) if manifest else None
-    images = load_array(path, manifest.get("crc32"))
-    if images is None or source and checksum(source) != manifest.get("images"):
-        if path.exists():
-            print(f"making {path} again: it is damaged, or its images have changed")
+    if not manifest or source and checksum(source) != manifest.get("images"):
+        if manifest:
+            print(f"making {path} again: its images have changed")
         settings = manifest.get("crop"), manifest.get("channels")
         manifest = prepare_images(name, dset_dir, size, source, *settings, workers)
-        images = load_array(path, manifest["crc32"])
+    images = map_array(path)
     kind = "grey" if manifest["channels"] == 1 else "colour"
     side = manifest["crop"]
     frame = f"centre {side} x {side} pixels" if side else "whole frames"
@@ -86,7 +86,7 @@ def find_images(name, dset_dir, size, workers=2):
 
 
 def prepare_images(name, dset_dir, size, archive=None, crop=None, channels=None, workers=2):
-    """Make the array of a set of images in dset_dir; return what is known of it, a dict, also kept in JSON beside it.
+    """Make the array of a set of images in dset_dir; return its manifest.
 
     archive: folder, zip or tar of the images; None: the first of the set's places that is there.
     crop, channels: as in DataSet; None: as in SETS.
@@ -95,18 +95,11 @@ def prepare_images(name, dset_dir, size, archive=None, crop=None, channels=None,
     source = archive or first_there(spec.places, dset_dir)
     if source is None:
         raise UserError(how_to_get(name, dset_dir))
-    path.parent.mkdir(parents=True, exist_ok=True)
     crop, channels = spec.crop if crop is None else crop, channels or spec.channels
-    crc32 = make_array(path, source, size, crop, channels, workers)
-    where = os.path.relpath(Path(source).resolve(), path.parent.resolve())  # so that both may be moved
-    manifest = {
-        "crop": crop,
-        "channels": channels,
-        "images": checksum(source),
-        "source": where,
-        "crc32": crc32,
-    }
-    write_manifest(path, manifest)
+    with new_array(path) as (file, manifest):
+        manifest["crc32"] = make_array(file, source, size, crop, channels, workers)
+        where = os.path.relpath(Path(source).resolve(), path.parent.resolve())  # so that both may be moved
+        manifest |= {"crop": crop, "channels": channels, "images": checksum(source), "source": where}
     return manifest
 
 
@@ -116,37 +109,27 @@ def find_dsprites(dset_dir, npz=None):
     It is made in dset_dir if need be: packed from the official file, npz or one in dset_dir, or else drawn.
     """
     npz = npz or first_there(SETS["dsprites"].places, dset_dir)
-    path = Path(dset_dir, "dsprites_official_64x64_packed.npy")
-    kind, crc32 = "official", read_manifest(path).get("crc32")
-    packed = load_array(path, crc32)
-    if packed is None and not npz:
-        path = Path(dset_dir, "dsprites_64x64_packed.npy")
-        kind, crc32 = "drawn", dsprites.CRC32
-        packed = load_array(path, crc32)
-    if packed is None:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    path, kind = Path(dset_dir, "dsprites_official_64x64_packed.npy"), "official"
+    if not npz and not read_manifest(path):
+        path, kind = Path(dset_dir, "dsprites_64x64_packed.npy"), "drawn"
+    if not read_manifest(path):
         print(f"making {path} (377 MB, some seconds) from {npz or 'its definition'}", flush=True)
-        images = dsprites.read_official(npz) if npz else dsprites.render()
-        with atomic_file(path) as file:
-            np.save(file, images)
-        if npz:
-            crc32 = zlib.crc32(images)
-            write_manifest(path, {"crc32": crc32})
-        packed = load_array(path, crc32)
-    if packed is None:
-        raise UserError(f"{path} differs from the reference drawing: please report machine and numpy version")
-    fingerprint = f"dSprites, {kind}, checksum {crc32:08x}"
+        with new_array(path) as (file, manifest):
+            packed = dsprites.read_official(npz) if npz else dsprites.render()
+            np.save(file, packed)
+            manifest["crc32"] = zlib.crc32(packed)
+    fingerprint = f"dSprites, {kind}, checksum {read_manifest(path)['crc32']:08x}"
     print(fingerprint, flush=True)
-    return packed, fingerprint
+    return map_array(path), fingerprint
 
 
 def first_there(places, folder):
-    """The first of some places below folder that exists, a Path; None if none does."""
+    """Return the first of some places below folder that exists, a Path; None if none does."""
     return next((path for place in places if (path := Path(folder, place)).exists()), None)
 
 
 def how_to_get(name, dset_dir):
-    """What to say when there are no images."""
+    """Return what to say when there are no images."""
     spec = SETS[name]
     what = f"no {spec.title} in {dset_dir}, looked for {', '.join(spec.places)}"
     if not Path(dset_dir).exists():
@@ -155,25 +138,27 @@ def how_to_get(name, dset_dir):
     return f"{what}. To get it: python -m prepare {name} --dset_dir {shlex.quote(str(dset_dir))} {ways}"
 
 
-def load_array(path, crc32):
-    """Map an npy file into memory, uint8; None if it is not there, or its pixels have another CRC-32."""
-    if crc32 is None or not path.exists():
-        return None
-    found = 0
-    with open(path, "rb") as file:  # read, not mapped, so that it does not count as memory in use
-        file.seek(HEADER)
-        while data := file.read(2**22):
-            found = zlib.crc32(data, found)
-    # "c", copy on write: torch wants an array that can be written to; the file stays as it is
-    return np.load(path, mmap_mode="c") if found == crc32 else None
+# Arrays, npy files. What is known of one, its manifest, is written last, beside it in JSON: without it there is no array.
+
+
+@contextlib.contextmanager
+def new_array(path):
+    """Within `with`, write an array to the file, and what is to be known of it into the dict. path is only changed at the end."""
+    manifest, beside = {}, path.with_suffix(".json")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(path) as file:
+        yield file, manifest
+        beside.unlink(missing_ok=True)
+    with atomic_file(beside) as file:
+        file.write(json.dumps(manifest, indent=2).encode())
 
 
 def read_manifest(path):
-    """What is known of the array at path, a dict, kept in JSON beside it; empty if there is none."""
+    """Return what is known of the array at path, a dict; empty if there is no such array."""
     beside = path.with_suffix(".json")
-    return json.loads(beside.read_bytes()) if beside.exists() else {}
+    return json.loads(beside.read_bytes()) if beside.exists() and path.exists() else {}
 
 
-def write_manifest(path, manifest):
-    with atomic_file(path.with_suffix(".json")) as file:
-        file.write(json.dumps(manifest, indent=2).encode())
+def map_array(path):
+    # "c", copy on write: torch wants an array that can be written to; the file stays as it is
+    return np.load(path, mmap_mode="c")

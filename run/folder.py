@@ -9,7 +9,7 @@ from filelock import FileLock, Timeout
 
 from prepare.sets import SETS
 from run.checkpoint import Checkpoints
-from run.machine import compare_machines, has_bf16
+from run.machine import has_bf16
 from utils import UserError, atomic_file
 
 # Flags that do not make a run what it is: with another value of any other flag, it is another run.
@@ -79,10 +79,8 @@ class RunFolder:
             print(f"checkpoint {args.ckpt_name} has no flags (those given now count), noise or log")
         else:
             self.check_flags(state["arguments"])
-            if args.train:
-                compare_machines(state, self.machine)
-                if args.init:
-                    print("the run goes on: --init is for new ones")
+            if args.train and args.init:
+                print("the run goes on: --init is for new ones")
         return state
 
     def check_flags(self, arguments):

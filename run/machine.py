@@ -65,11 +65,3 @@ def machine(device, precision):
         "versions": {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
         "commit": git_commit(),
     }
-
-
-def compare_machines(before, now):
-    """Say what about the machine changes the digits of a resumed run. before: a checkpoint; now: machine()."""
-    for name in ("device", "threads", "precision"):
-        if before[name] != now[name]:
-            made = f"the checkpoint was made with {name} {before[name]}, this is {now[name]}"
-            print(f"{made}: digits may differ from those of a run without a break")

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import utils
-from helpers import ROOT, Runs, assert_same_run, same
+from helpers import ROOT, Code, Runs, assert_same_run, same
 from run.checkpoint import Checkpoints, read_checkpoint
 from solver import Solver
 from utils import UserError
@@ -116,16 +116,6 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before_and_never_takes_its_pl
     for which in ("last", "previous"):
         copied.checkpoint("run", which).write_bytes(b"nothing")
     assert "--overwrite True" in copied.refused("run") and last.read_bytes() == b"nothing"
-
-
-class Code:
-    """Pickled, it makes a file as it is loaded: a marker that it was run."""
-
-    def __init__(self, marker):
-        self.marker = marker
-
-    def __reduce__(self):
-        return open, (str(self.marker), "w")
 
 
 @pytest.mark.parametrize("zipped", [True, False])

@@ -10,7 +10,6 @@ import bench
 import model
 from helpers import ROOT
 from layers import ConvTranspose2d
-from run.checkpoint import read_checkpoint
 
 WEIGHTS = ROOT / "misc" / "dsprites_B.pt"
 
@@ -64,8 +63,7 @@ def test_a_line_says_where_bf16_is_slow(runs, monkeypatch, has_bf16):
     runs.run("run", "--max_iter", 1, "--save_output", False)
     output = runs.run("run", "--precision bf16 --max_iter", 2, "--save_output", False).stdout
     assert ("only emulates bf16" in output) != has_bf16
-    assert "made with precision float32, this is bf16" in output  # it may change in a run
-    assert read_checkpoint(runs.checkpoint("run"))["precision"] == "bf16"
+    assert "resumed" in output  # it may change in a run
 
 
 @pytest.mark.slow
