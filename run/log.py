@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from utils import atomic_file
+from utils import UserError, atomic_file
 
 
 class Window:
@@ -18,15 +18,15 @@ class Window:
     @torch.no_grad()
     def add(self, terms, device):
         """Add a step. terms: a dict of scalars and of vectors (z_dim,), which get a column a value: kld_0, kld_1 .."""
-        terms = {
-            name: torch.as_tensor(value, dtype=torch.float32, device=device) for name, value in terms.items()
-        }
-        row = torch.cat([value.reshape(-1) for value in terms.values()])
-        if self.sums is None:  # the first step of a run
-            for name, value in terms.items():
-                self.columns += [f"{name}_{j}" for j in range(len(value))] if value.dim() else [name]
-            self.sums = torch.zeros(len(row), dtype=torch.float64, device=device)
-        self.sums += row
+        columns, values = [], []
+        for name, value in terms.items():
+            value = torch.as_tensor(value, dtype=torch.float32, device=device)
+            columns += [f"{name}_{j}" for j in range(len(value))] if value.dim() else [name]
+            values.append(value.reshape(-1))
+        if columns != self.columns:  # the first step of a run
+            self.columns, self.count = columns, 0
+            self.sums = torch.zeros(len(columns), dtype=torch.float64, device=device)
+        self.sums += torch.cat(values)
         self.count += 1
 
     def means(self):
@@ -73,20 +73,21 @@ class Log:
             self.path.replace(f"{self.path}.old")
         elif self.path.exists():
             header, *rows = self.path.read_text().splitlines()
-            rows = [
-                row.split(",") for row in rows if row.count(",") == header.count(",")
-            ]  # the last may be cut short
-            kept = [",".join(row) for row in rows if int(row[0]) <= last_iter]
+            whole = [row for row in rows if row.count(",") == header.count(",")]  # the last may be cut short
+            kept = [row for row in whole if int(row.split(",")[0]) <= last_iter]
             with atomic_file(self.path) as file:
                 file.write("".join(f"{line}\n" for line in [header, *kept]).encode())
 
     def append(self, iteration, means):
         """Add a row of {column: average}, on the disk at once; return its averages as a reader of the file will see them."""
-        texts = [f"{mean:.6g}" for mean in means.values()]
+        header, texts = ["iter", *means], [f"{mean:.6g}" for mean in means.values()]
         if not self.path.exists():
             with atomic_file(self.path) as file:
-                file.write(f"{','.join(['iter', *means])}\n".encode())
-        with open(self.path, "a") as file:
+                file.write(f"{','.join(header)}\n".encode())
+        with open(self.path, "r+") as file:
+            if file.readline().strip() != ",".join(header):
+                raise UserError(f"{self.path} has other columns than this code logs: use another --viz_name")
+            file.seek(0, os.SEEK_END)
             file.write(f"{','.join([str(iteration), *texts])}\n")
             file.flush()
             os.fsync(file.fileno())
