@@ -69,19 +69,18 @@ def find_images(name, dset_dir, size, workers=2):
     path = Path(dset_dir, f"{name}_{size}x{size}.npy")
     manifest = read_manifest(path)
     source = first_there([manifest["source"]], dset_dir) if manifest else None
-    if not manifest or source and checksum(source) != manifest.get("images"):
-        if manifest:
+    if not path.exists() or not manifest or source and checksum(source) != manifest.get("images"):
+        if path.exists():
             print(f"making {path} again: its images have changed")
         settings = manifest.get("crop"), manifest.get("channels")
         manifest = prepare_images(name, dset_dir, size, source, *settings, workers)
-    images = map_array(path)
+    images = np.load(path, mmap_mode="c")  # copy on write: torch wants an array that can be written to
     kind = "grey" if manifest["channels"] == 1 else "colour"
     side = manifest["crop"]
     frame = f"centre {side} x {side} pixels" if side else "whole frames"
     fingerprint = f"{size}x{size}, {len(images):,} images, {kind}, {frame}, checksum {manifest['crc32']:08x}"
-    print(
-        f"{SETS[name].title}: {fingerprint}, from {Path(dset_dir, manifest['source']).resolve()}", flush=True
-    )
+    origin = Path(dset_dir, manifest["source"]).resolve()
+    print(f"{SETS[name].title}: {fingerprint}, from {origin}", flush=True)
     return images, fingerprint
 
 
@@ -110,9 +109,9 @@ def find_dsprites(dset_dir, npz=None):
     """
     npz = npz or first_there(SETS["dsprites"].places, dset_dir)
     path, kind = Path(dset_dir, "dsprites_official_64x64_packed.npy"), "official"
-    if not npz and not read_manifest(path):
+    if not npz and not path.exists():
         path, kind = Path(dset_dir, "dsprites_64x64_packed.npy"), "drawn"
-    if not read_manifest(path):
+    if not path.exists() or not read_manifest(path):
         print(f"making {path} (377 MB, some seconds) from {npz or 'its definition'}", flush=True)
         with new_array(path) as (file, manifest):
             packed = dsprites.read_official(npz) if npz else dsprites.render()
@@ -120,7 +119,7 @@ def find_dsprites(dset_dir, npz=None):
             manifest["crc32"] = zlib.crc32(packed)
     fingerprint = f"dSprites, {kind}, checksum {read_manifest(path)['crc32']:08x}"
     print(fingerprint, flush=True)
-    return map_array(path), fingerprint
+    return np.load(path, mmap_mode="c"), fingerprint
 
 
 def first_there(places, folder):
@@ -154,11 +153,6 @@ def new_array(path):
 
 
 def read_manifest(path):
-    """Return what is known of the array at path, a dict; empty if there is no such array."""
+    """Return what is known of the array at path, a dict; empty if nothing is."""
     beside = path.with_suffix(".json")
-    return json.loads(beside.read_bytes()) if beside.exists() and path.exists() else {}
-
-
-def map_array(path):
-    # "c", copy on write: torch wants an array that can be written to; the file stays as it is
-    return np.load(path, mmap_mode="c")
+    return json.loads(beside.read_bytes()) if beside.exists() else {}
