@@ -1,14 +1,12 @@
 """Measure training steps per second beside the loop that people write.
 
     python bench.py --threads 1 --precision bf16 --rounds 5 --burst 30
-    python bench.py --model FC --optimizer adagrad --lr 1e-2 --warm 2000 --threads 1
+    python bench.py --threads 1 --model FC --objective H --optimizer adagrad --lr 1e-2
 
 Takes the flags of main.py. Two loops take turns in one process, so that a busy machine slows both alike:
     plain     float32 images in memory, DataLoader, torch's own layers, NCHW, an optimiser that is not fused
     main.py   its own step: batches, data.batch, training_step
-Both start from trained weights, whose gradients hold denormal numbers. These slow a CPU down, and main.py flushes them
-to zero; in this process only the plain loop's main thread keeps them. At a learning rate of 1e-9 the weights stay as
-they are. Both loops keep freed memory (keep_freed_memory); a plain loop in a process of its own is slower still.
+Both flush denormal numbers and keep freed memory (run/machine.py); a plain loop in a process of its own is slower still.
 """
 
 import copy
@@ -16,34 +14,15 @@ import statistics
 import sys
 import tempfile
 import time
-from pathlib import Path
 
 import torch
 from torch.utils.data import DataLoader
 
 from layers import ConvTranspose2d
-from main import make_parser, parse, positive, whole
+from main import make_parser, parse, positive
 from optimizers import OPTIMIZERS
-from run.checkpoint import load_model
 from solver import Solver
 from utils import bind, progress, run_cli
-
-TRAINED = Path(__file__).resolve().parent / "misc/dsprites_B_smoothed.pt"
-
-
-def bench_parser():
-    """Return main.py's parser with more flags, and with model B on dSprites as the default."""
-    parser = make_parser()
-    parser.prog = "bench.py"
-    parser.description = f"{__doc__.splitlines()[0]} Takes the flags of main.py, too."
-    add = parser.add_argument_group("measurement").add_argument
-    # fmt: off
-    add("--rounds", type=positive, default=7, help="bursts of each loop")
-    add("--burst", type=positive, default=100, help="steps per burst")
-    add("--warm", type=whole, default=0, help="iterations to train first; 0: take the weights in misc/, of model B on dSprites")
-    # fmt: on
-    parser.set_defaults(model="B", objective="B", lr=5e-4, delta=1.0, viz_on=False)
-    return parser
 
 
 def solver_steps(solver):
@@ -88,47 +67,35 @@ def seconds_per_step(steps, n, device):
 
 
 def measure(args):
-    """Run all bursts; return {loop: seconds per step of each burst} and a description of the machine."""
+    """Print steps per second of both loops: the median over bursts, the range, and the ratio to the plain burst beside."""
     with tempfile.TemporaryDirectory() as folder:
         args.output_dir, args.ckpt_dir = f"{folder}/outputs", f"{folder}/checkpoints"
         solver = Solver(args)
-        if args.warm:
-            seconds_per_step(solver_steps(solver), args.warm, solver.device)
-        elif (args.model, args.dataset, args.z_dim) == ("B", "dsprites", 10):
-            solver.net.load_state_dict(load_model(TRAINED).state_dict())
-        args.lr, solver.iter = 1e-9, args.C_stop_iter  # from there on, C is C_max
-        images = solver.data.batch(
-            torch.randperm(len(solver.data))[:10_000]
-        ).cpu()  # all of dSprites take 12 GB
+        indices = torch.randperm(len(solver.data))[:10_000]  # all of dSprites take 12 GB
+        images = solver.data.batch(indices).cpu()
         loops = {"plain": plain_steps(solver, images), "main.py": solver_steps(solver)}
         taken = {loop: [] for loop in loops}
         for _ in progress(range(args.rounds), delay=0, leave=True, unit="round"):
             for loop, steps in loops.items():
-                torch.set_flush_denormal(loop == "main.py")
                 taken[loop].append(seconds_per_step(steps, args.burst, solver.device))
-    return taken, solver.machine
-
-
-def table(taken):
-    """Return a line per loop. taken: {loop: seconds per step of each burst}; ratio: to the plain loop's burst beside it."""
-    lines = ["loop     it/s (slowest .. fastest)   ratio"]
+    machine = solver.machine
+    print(f"{machine['device']}, {machine['threads']} threads, {args.rounds} x {args.burst} steps")
+    print("loop     it/s (slowest .. fastest)   ratio")
     for loop, times in taken.items():
         ratio = statistics.median(plain / time for plain, time in zip(taken["plain"], times))
         median, slowest, fastest = 1 / statistics.median(times), 1 / max(times), 1 / min(times)
-        lines.append(f"{loop:8} {median:6.1f} ({slowest:5.1f} .. {fastest:5.1f}) {ratio:12.2f}")
-    return lines
+        print(f"{loop:8} {median:6.1f} ({slowest:5.1f} .. {fastest:5.1f}) {ratio:12.2f}")
 
 
 def main(argv=None):
     """Run the program; return its exit status."""
-    args = parse(argv, bench_parser())
-
-    def run():
-        taken, machine = measure(args)
-        print(f"{machine['device']}, {machine['threads']} threads, {args.rounds} x {args.burst} steps")
-        print(*table(taken), sep="\n")
-
-    return run_cli("bench.py", "interrupted", run)
+    parser = make_parser()
+    parser.prog, parser.description = "bench.py", __doc__.splitlines()[0]
+    parser.add_argument("--rounds", type=positive, default=7, help="bursts of each loop")
+    parser.add_argument("--burst", type=positive, default=100, help="steps per burst")
+    parser.set_defaults(model="B", objective="B", lr=5e-4, delta=1.0, viz_on=False)
+    args = parse(argv, parser)
+    return run_cli("bench.py", "interrupted", lambda: measure(args))
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ def return_data(args, device="cpu"):
         if size != 64:
             raise UserError(f"dSprites is 64x64: a network for {size}x{size} pixels needs another data set")
         return DSprites(*find_dsprites(args.dset_dir), device)
-    return Images(*find_images(args.dataset, args.dset_dir, size, workers=args.num_workers), device)
+    return Images(*find_images(args.dataset, args.dset_dir, size, args.num_workers), device)
 
 
 class DSprites:

@@ -15,7 +15,7 @@ from evaluation.metrics import LEVELS
 from model import MODELS
 from objectives import OBJECTIVES
 from optimizers import OPTIMIZERS
-from prepare.sets import SETS, default_distribution
+from prepare.sets import SETS
 from solver import Solver
 from utils import Parser, UserError, boolean, count, file_name, run_cli, within
 
@@ -156,7 +156,7 @@ def parse(argv=None, parser=None, defaults=None):
     if args.encode and not os.path.isdir(os.path.dirname(os.path.abspath(args.encode))):
         parser.error(f"--encode {args.encode}: the folder does not exist")
     args.image_size = size
-    args.dist = args.dist or default_distribution(args.dataset)
+    args.dist = args.dist or SETS[args.dataset].distribution
     args.gather_step = min(args.gather_step or max(1, min(1000, args.max_iter // 20)), args.display_step)
     return args
 

@@ -191,7 +191,6 @@ class Solver:
 
     def save(self):
         self.check_finite()
-        self.log.flush_to_disk()
         self.checkpoints.save(
             {
                 "iter": self.iter,

@@ -33,7 +33,6 @@ from evaluation import study
 from run.checkpoint import Checkpoints
 from run.folder import defining_flags
 from utils import Parser, count, file_name, progress, run_cli, within
-from viz import dashboard
 
 SINGLE = {"train", "ckpt_name", "overwrite", "image", "encode"}  # flags of main.py that a sweep does not take
 POLL = 1  # seconds between looks at the logs, for the progress bar
@@ -71,12 +70,13 @@ def parse(argv=None):
 
 
 def expand(texts):
-    """Return the values of a flag in texts such as "1,4,8" or "0-9", each once, as typed."""
+    """Return the values of a flag in texts such as "1,4,8", "0-9" or a schedule, "0:4,1e4:1", each once, as typed."""
     values = []
-    for text in ",".join(texts).split(","):
-        first, _, last = text.partition("-")
-        numbers = first.isdecimal() and last.isdecimal() and range(int(first), int(last) + 1)
-        values += map(str, numbers or [text])
+    for text in texts:
+        for part in [text] if ":" in text else text.split(","):
+            first, _, last = part.partition("-")
+            numbers = first.isdecimal() and last.isdecimal() and range(int(first), int(last) + 1)
+            values += map(str, numbers or [part])
     return list(dict.fromkeys(values))
 
 
@@ -99,9 +99,14 @@ def open_pool(args, cuda):
     Leaving it early lets the runs of this machine save and end; those of a scheduler's workers go on to their end.
     """
     path, cwd, processes = str(Path(program.__file__).resolve()), os.getcwd(), []
+    n = torch.cuda.device_count() if cuda and not args.scheduler else 0
+    parallel = args.parallel or n or joblib.cpu_count()
+    gpus = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(n)))).split(",")
+    free = [gpus[i % n] for i in range(parallel)] if n else []  # one for each run at once
 
     # Inside a function, so that dask sends its code, not a name to import: workers may start in any folder.
-    def train(flags, printed, gpu=None):
+    def train(flags, printed):
+        gpu = free.pop() if free else None
         env = {**os.environ, "CUDA_VISIBLE_DEVICES": gpu} if gpu else None
         with open(printed, "a+b") as file:
             begin = file.seek(0, os.SEEK_END)
@@ -114,6 +119,8 @@ def open_pool(args, cuda):
             file.seek(begin)
             # Only main.py's own words: another sweep of this name may print its progress to this file.
             errors = re.findall(r"main\.py: .*", file.read().decode(errors="replace"))
+        if gpu:
+            free.append(gpu)
         return errors[-1] if errors else f"status {process.returncode}"
 
     if args.scheduler:
@@ -122,22 +129,9 @@ def open_pool(args, cuda):
         with Client(args.scheduler) as client:
             yield partial(client.get_executor(pure=False).submit, train)
         return
-
-    n = torch.cuda.device_count() if cuda else 0
-    gpus = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(n)))).split(",")[:n] or [None]
-    parallel = args.parallel or n or joblib.cpu_count()
-    free = [gpus[i % len(gpus)] for i in range(parallel)]
-
-    def train_here(flags, printed):
-        gpu = free.pop()
-        try:
-            return train(flags, printed, gpu)
-        finally:
-            free.append(gpu)
-
     pool = ThreadPoolExecutor(parallel)
     try:
-        yield partial(pool.submit, train_here)
+        yield partial(pool.submit, train)
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
         for process in processes:  # Ctrl-C has reached them, too: main.py counts both as one
@@ -156,8 +150,31 @@ def read_result(run):
     return study.Result(run.name, run.settings, bool(finished), numbers | scores)
 
 
+def run_sweep(args, runs):
+    """Train what is not finished, and summarise whenever a run ends; return the exit status, 1 if a run failed."""
+    name = args.sweep_name
+    folder = Path(runs[0].args.output_dir).absolute() / name
+    folder.mkdir(parents=True, exist_ok=True)
+    results = {run.name: read_result(run) for run in runs}
+
+    def summarise():
+        """Write the summary, and return how many runs are finished, as text."""
+        study.write(folder, name, list(results.values()))
+        return f"{sum(each.finished for each in results.values())} of {len(runs)} runs are finished"
+
+    print(f"{name}: {summarise()}", flush=True)
+    unfinished = [run for run in runs if not results[run.name].finished]
+    for run, reason in train(args, unfinished, folder) if unfinished else ():
+        results[run.name] = read_result(run)
+        printed = folder / f"{Path(run.name).name}.txt"
+        how = "finished" if results[run.name].finished else f"failed, {reason}; what it printed: {printed}"
+        tqdm.write(f"{run.name}: {how}; {summarise()}")
+    print(f"{name}: {summarise()}; see {folder}")
+    return int(not all(each.finished for each in results.values()))
+
+
 def train(args, runs, folder):
-    """Train runs, with a progress bar; yield each one as it ends and how it ended. folder: for what they print."""
+    """Train runs, with a progress bar; yield each one as it ends, and why if it failed. What they print goes to folder."""
     for flags in {run.args.dataset: run.args for run in runs}.values():
         return_data(flags)  # prepared once, before the processes start
 
@@ -165,43 +182,14 @@ def train(args, runs, folder):
         return sum(min(study.iterations(run.folder), run.args.max_iter) for run in runs)
 
     # miniters: with its own, tqdm does not keep to a line every 30 s in a file
-    options = dict(initial=iterations(), unit="it", delay=0, leave=True, miniters=1)
     total = sum(run.args.max_iter for run in runs)
-    with open_pool(args, runs[0].args.cuda) as submit, progress(total=total, **options) as bar:
-        futures = {}
-        for run in runs:
-            printed = str(folder.absolute() / f"{Path(run.name).name}.txt")
-            futures[submit(run.flags, printed)] = run, f"what it printed: {printed}"
+    bar = progress(total=total, initial=iterations(), unit="it", delay=0, leave=True, miniters=1)
+    with open_pool(args, runs[0].args.cuda) as submit, bar:
+        futures = {submit(run.flags, str(folder / f"{Path(run.name).name}.txt")): run for run in runs}
         while futures:
             for future in wait(futures, POLL, FIRST_COMPLETED).done:
-                run, where = futures.pop(future)
-                yield run, f"{future.exception() or future.result()}; {where}"
+                yield futures.pop(future), future.exception() or future.result()
             bar.update(iterations() - bar.n)
-
-
-def run_sweep(args, runs):
-    """Train and summarise; return the exit status, 1 if a run failed."""
-    name, one = args.sweep_name, runs[0].args
-    folder = Path(one.output_dir) / name
-    folder.mkdir(parents=True, exist_ok=True)
-    board = dashboard.Dashboard(folder, name, one.viz_server, one.viz_port) if one.viz_on else None
-    results = {run.name: read_result(run) for run in runs}
-
-    def summarise():
-        """Write the summary, show it on the dashboard, and return how many runs are finished, as text."""
-        study.write(folder, name, list(results.values()))
-        finished = sum(each.finished for each in results.values())
-        if board and finished:
-            board.send(dashboard.study(folder, name))
-        return f"{finished} of {len(runs)} runs are finished"
-
-    print(f"{name}: {summarise()}", flush=True)
-    unfinished = [run for run in runs if not results[run.name].finished]
-    for run, how in train(args, unfinished, folder) if unfinished else ():
-        results[run.name] = result = read_result(run)
-        tqdm.write(f"{run.name}: {'finished' if result.finished else f'failed, {how}'}; {summarise()}")
-    print(f"{name}: {summarise()}; see {folder}")
-    return int(not all(each.finished for each in results.values()))
 
 
 def main(argv=None):

@@ -10,16 +10,16 @@ main.py does the same by itself if the images are in --dset_dir already, as an a
 
 import argparse
 import sys
+from pathlib import Path
 
-from prepare.sets import SETS, find_dsprites, find_images
-from utils import Parser, count, file_name, run_cli, within
+from prepare.sets import SETS, find_dsprites, find_images, prepare_images
+from utils import Parser, UserError, count, file_name, progress, run_cli, within
 
 
 def parse(argv=None):
     """Flags as a namespace; what makes no sense ends the program with one line and status 2."""
-    parser = Parser(
-        "prepare", "python -m prepare DATASET [flags]", __doc__.split("\n")[0], allow_abbrev=False
-    )
+    usage, about = "python -m prepare DATASET [flags]", __doc__.split("\n")[0]
+    parser = Parser("prepare", usage, about, allow_abbrev=False)
     parser.formatter_class = argparse.ArgumentDefaultsHelpFormatter
     add = parser.add_argument
     # fmt: off
@@ -28,9 +28,9 @@ def parse(argv=None):
     add("--archive", type=file_name, help="zip, tar or folder of the images, or npz file of dSprites, if not where it is looked for")
     add("--download", action="store_true", help="download the official file into dset_dir, unless it is there")
     add("--image_size", type=within(count, 1, 2**16), default=64, help="side of the prepared images in pixels")
-    add("--crop", type=within(count, 0, 2**16), help="side in pixels of the centre square that is kept, or the short side where that is shorter; 0: the whole frame; "
-        "if not given: as prepared before, at first CelebA 0 (later papers 148), chairs 400")
-    add("--channels", type=int, choices=[1, 3], help="1: grey, 3: colour; if not given: as prepared before, at first chairs 1, others 3")
+    add("--crop", type=within(count, 0, 2**16), help="side in pixels of the centre square that is kept, or the short side where that is shorter; "
+        "0: the whole frame; if not given: chairs 400, others 0 (CelebA in later papers: 148)")
+    add("--channels", type=int, choices=[1, 3], help="1: grey, 3: colour; if not given: chairs 1, others 3")
     add("--num_workers", type=within(count, 0, 257), default=2, help="number of threads that decode images")
     # fmt: on
     args = parser.parse_args(argv)
@@ -41,17 +41,32 @@ def parse(argv=None):
     return args
 
 
-def run(args):
-    archive = args.archive
-    if args.download:
-        from prepare.download import fetch  # no other use needs the network's libraries
+def fetch(spec, folder):
+    """Download the official file of a data set into folder, unless it is there; its hash must be the one in SETS."""
+    import pooch  # no other use needs the network's libraries
 
-        archive = fetch(SETS[args.dataset].url, SETS[args.dataset].hash, args.dset_dir)
+    path = Path(folder).absolute() / Path(spec.url).name
+    pooch.get_logger().setLevel("WARNING")
+    try:
+        with progress(total=1, unit="B", unit_scale=True, delay=0, leave=True) as bar:  # pooch sets the total
+            downloader = pooch.HTTPDownloader(progressbar=bar, timeout=30)
+            pooch.retrieve(spec.url, spec.hash, path.name, path.parent, downloader=downloader)
+    except (OSError, ValueError) as error:  # ValueError: another hash
+        why = " ".join(str(error).split())
+        by_hand = f"Try again, or put the file at {path} by hand"
+        raise UserError(f"{spec.url} could not be fetched ({why}). {by_hand}") from None
+
+
+def run(args):
+    if args.download:
+        fetch(SETS[args.dataset], args.dset_dir)
     if args.dataset == "dsprites":
-        find_dsprites(args.dset_dir, archive)
-    else:
-        settings = args.image_size, archive, args.crop, args.channels, args.num_workers
-        find_images(args.dataset, args.dset_dir, *settings)
+        find_dsprites(args.dset_dir, args.archive)
+        return
+    here = args.dataset, args.dset_dir, args.image_size
+    if args.archive or args.crop is not None or args.channels:
+        prepare_images(*here, args.archive, args.crop, args.channels, args.num_workers)
+    find_images(*here, args.num_workers)
 
 
 def main(argv=None):

@@ -4,9 +4,9 @@ Archives are read in place, and no name in them is ever used as a path.
 """
 
 import contextlib
+import glob
 import hashlib
 import io
-import os
 import re
 import tarfile
 import zipfile
@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from utils import UserError, atomic_file, progress
+from utils import UserError, progress
 
 FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")  # of Pillow; others start programs
 SUFFIXES = set(".bmp .gif .jfif .jp2 .jpe .jpeg .jpg .pgm .png .pnm .ppm .tif .tiff .webp".split())
@@ -30,36 +30,37 @@ AHEAD = 64  # images handed to the threads at a time, so that results do not pil
 
 
 def find_files(source):
-    """Find the image files of a folder, zip or tar.
+    """Find the image files of a folder, zip or tar, without hidden ones.
 
     Return a list of (name, size in bytes, function that returns the content, in any thread), sorted by name, and notes:
     {text: [names]} of what is left out.
     """
-    source, files, notes = Path(source), {}, defaultdict(list)
-    if source.is_dir():
-        found = list_folder(source, notes)
+    files, notes = {}, defaultdict(list)
+    if Path(source).is_dir():
+        found = list_folder(Path(source), notes)
     else:
         found = list_zip(source) if zipfile.is_zipfile(source) else list_tar(source)
     for name, size, read in found:
-        if HIDDEN.search(name) or Path(name).suffix.lower() not in SUFFIXES:
-            notes["left out: hidden, or of a kind that is not read"].append(name)
-        else:
+        if HIDDEN.search(name):
+            continue
+        if Path(name).suffix.lower() in SUFFIXES:
             files[name] = size, read  # of two entries of one name in an archive the last counts
+        else:
+            notes["left out: of a kind that is not read"].append(name)
     return [(name, *files[name]) for name in sorted(files)], notes
 
 
 def list_folder(folder, notes):
-    """Yield each file in a folder and below, except where runs keep their pictures."""
-    for place, subfolders, names in os.walk(folder, followlinks=True):
-        here = Path(place)
-        inside = (here, *(here / subfolder for subfolder in subfolders))
-        if here != folder and any((each / "args.json").exists() for each in inside):  # of a run, or of many
-            notes["left out: folders of runs"].append(here.relative_to(folder).as_posix())
-            subfolders.clear()
-            continue
-        for path in map(here.joinpath, names):
-            size = path.stat().st_size if path.exists() else 0  # 0: a link to nowhere, named when it is read
-            yield path.relative_to(folder).as_posix(), size, path.read_bytes
+    """Yield each file in a folder and below, except where runs keep their pictures: in theirs, and beside it."""
+    names = glob.glob("**", root_dir=folder, recursive=True)
+    runs = {place for name in names if name.endswith("/args.json") for place in list(Path(name).parents)[:2]}
+    runs.discard(Path("."))
+    for name in names:
+        path = folder / name
+        if runs and not runs.isdisjoint(Path(name).parents):
+            notes["left out: files of runs"].append(name)
+        elif path.is_file():
+            yield name, path.stat().st_size, path.read_bytes
 
 
 def list_zip(path):
@@ -116,8 +117,7 @@ def decode(read, size, channels, crop=0):
         with Image.open(io.BytesIO(read()), formats=FORMATS) as image:
             if image.mode.startswith(("I", "F")):
                 return None, "16-bit or float pixels: save it with 8 bits"
-            # cameras add a small second picture to a JPEG ("MPO"), which is no frame
-            frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+            frames = getattr(image, "n_frames", 1)
             width, height = image.size
             side = min(crop or width, width, height)
             # A JPEG is decoded at 1/2, 1/4 or 1/8, in a fraction of the time; finer for a crop, whose edges are whole pixels.
@@ -146,35 +146,34 @@ def read_image(path, size, channels):
     return pixels
 
 
-def make_array(path, source, size, crop, channels, workers):
-    """Decode the images of source into the file path: npy, uint8 (N, channels, size, size), in the order of names.
+def make_array(array, source, size, crop, channels, workers):
+    """Decode the images of source into the open file array: npy, uint8 (N, channels, size, size), in the order of names.
 
-    path holds the old content or all of the new, whenever this is interrupted. workers: number of threads.
-    Return the CRC-32 of the pixels.
+    workers: number of threads. Return the CRC-32 of the pixels.
     """
     files, notes = find_files(source)
     if not files:
         raise UserError(f"no image in {source}: {summary(notes) or 'it is empty'}")
-    print(f"preparing {len(files):,} images of {source} into {path}", flush=True)
+    print(f"preparing {len(files):,} images of {source}", flush=True)
     count = crc32 = 0
     bar = progress(total=len(files), unit=" images", delay=0, leave=True)
-    with atomic_file(path) as array, ThreadPoolExecutor(max(workers, 1)) as pool, bar:
+    with ThreadPoolExecutor(max(workers, 1)) as pool, bar:
         array.seek(HEADER)
         for first in range(0, len(files), AHEAD):
-            names, _, reads = zip(*files[first : first + AHEAD])
-            decoded = pool.map(lambda read: decode(read, size, channels, crop), reads)
-            for name, (pixels, note) in zip(names, decoded):
+            some = files[first : first + AHEAD]
+            decoded = pool.map(lambda file: decode(file[2], size, channels, crop), some)
+            for (name, _, _), (pixels, note) in zip(some, decoded):
                 bar.update()
                 if note:
                     notes[f"skipped: {note}" if pixels is None else note].append(name)
                 if pixels is not None:
                     array.write(pixels.tobytes())
                     count, crc32 = count + 1, zlib.crc32(pixels.tobytes(), crc32)
-        if not count:
-            raise UserError(f"no image in {source} can be read: {summary(notes)}")
-        array.seek(0)
-        header = {"descr": "|u1", "fortran_order": False, "shape": (count, channels, size, size)}
-        np.lib.format.write_array_header_1_0(array, header)
+    if not count:
+        raise UserError(f"no image in {source} can be read: {summary(notes)}")
+    array.seek(0)
+    header = {"descr": "|u1", "fortran_order": False, "shape": (count, channels, size, size)}
+    np.lib.format.write_array_header_1_0(array, header)
     if notes:
         print(summary(notes))
     return crc32

@@ -3,6 +3,7 @@
 To add a set of images, add an entry to SETS; main.py and `python -m prepare` know it by its key.
 """
 
+import contextlib
 import json
 import os
 import shlex
@@ -13,10 +14,8 @@ from typing import NamedTuple
 import numpy as np
 
 from prepare import dsprites
-from prepare.images import HEADER, checksum, make_array
+from prepare.images import checksum, make_array
 from utils import UserError, atomic_file
-
-VERSION = 3  # of the way in which images are prepared; arrays of another version are made again
 
 
 class DataSet(NamedTuple):
@@ -61,48 +60,46 @@ SETS = {
 }  # fmt: skip
 
 
-def default_distribution(name):
-    """p(x|z) of a data set if --dist does not say: "bernoulli" or "gaussian"."""
-    return SETS[name].distribution
-
-
-def find_images(name, dset_dir, size, archive=None, crop=None, channels=None, workers=2):
+def find_images(name, dset_dir, size, workers=2):
     """Return a prepared set, uint8 (N, C, size, size), mapped into memory, and its fingerprint.
 
-    It is made in dset_dir, and made again if its images or these settings have changed.
-    archive: folder, zip or tar of the images; None: where they were, or else the first of the set's places.
-    crop, channels: as in DataSet; None: as the set was prepared, or else as in SETS.
+    It is made in dset_dir if need be, and made again in the same way if its images have changed since. Without them,
+    the array is all that training needs.
     """
-    spec, path = SETS[name], Path(dset_dir, f"{name}_{size}x{size}.npy")
+    path = Path(dset_dir, f"{name}_{size}x{size}.npy")
     manifest = read_manifest(path)
-    source = archive or first_there([manifest["source"]] if manifest else [], dset_dir)
-    wanted = {
-        "crop": manifest.get("crop", spec.crop) if crop is None else crop,
-        "channels": channels or manifest.get("channels", spec.channels),
-    }
-    if source:  # else the array is all that training needs
-        wanted |= {"version": VERSION, "images": checksum(source)}
-    changed = [key for key in wanted if wanted[key] != manifest.get(key)]
-    images = None if changed else load_array(path, manifest["crc32"])
-    if images is None:
-        source = source or first_there(spec.places, dset_dir)
-        if source is None:
-            raise UserError(how_to_get(name, dset_dir))
-        check_writable(path.parent)
+    source = first_there([manifest["source"]], dset_dir) if manifest else None
+    if not path.exists() or not manifest or source and checksum(source) != manifest.get("images"):
         if path.exists():
-            print(f"making {path} again: {', '.join(changed) or 'checksum'} changed")
-        crc32 = make_array(path, source, size, wanted["crop"], wanted["channels"], workers)
-        where = os.path.relpath(Path(source).resolve(), path.parent.resolve())  # so that both may be moved
-        wanted |= {"version": VERSION, "images": checksum(source)}
-        manifest = {**wanted, "source": where, "crc32": crc32}
-        write_manifest(path, manifest)
-        images = load_array(path, crc32)
+            print(f"making {path} again: its images have changed")
+        settings = manifest.get("crop"), manifest.get("channels")
+        manifest = prepare_images(name, dset_dir, size, source, *settings, workers)
+    images = np.load(path, mmap_mode="c")  # copy on write: torch wants an array that can be written to
     kind = "grey" if manifest["channels"] == 1 else "colour"
     side = manifest["crop"]
     frame = f"centre {side} x {side} pixels" if side else "whole frames"
     fingerprint = f"{size}x{size}, {len(images):,} images, {kind}, {frame}, checksum {manifest['crc32']:08x}"
-    print(f"{spec.title}: {fingerprint}, from {Path(dset_dir, manifest['source']).resolve()}", flush=True)
+    origin = Path(dset_dir, manifest["source"]).resolve()
+    print(f"{SETS[name].title}: {fingerprint}, from {origin}", flush=True)
     return images, fingerprint
+
+
+def prepare_images(name, dset_dir, size, archive=None, crop=None, channels=None, workers=2):
+    """Make the array of a set of images in dset_dir; return its manifest.
+
+    archive: folder, zip or tar of the images; None: the first of the set's places that is there.
+    crop, channels: as in DataSet; None: as in SETS.
+    """
+    spec, path = SETS[name], Path(dset_dir, f"{name}_{size}x{size}.npy")
+    source = archive or first_there(spec.places, dset_dir)
+    if source is None:
+        raise UserError(how_to_get(name, dset_dir))
+    crop, channels = spec.crop if crop is None else crop, channels or spec.channels
+    with new_array(path) as (file, manifest):
+        manifest["crc32"] = make_array(file, source, size, crop, channels, workers)
+        where = os.path.relpath(Path(source).resolve(), path.parent.resolve())  # so that both may be moved
+        manifest |= {"crop": crop, "channels": channels, "images": checksum(source), "source": where}
+    return manifest
 
 
 def find_dsprites(dset_dir, npz=None):
@@ -111,37 +108,27 @@ def find_dsprites(dset_dir, npz=None):
     It is made in dset_dir if need be: packed from the official file, npz or one in dset_dir, or else drawn.
     """
     npz = npz or first_there(SETS["dsprites"].places, dset_dir)
-    path = Path(dset_dir, "dsprites_official_64x64_packed.npy")
-    kind, crc32 = "official", read_manifest(path).get("crc32")
-    packed = load_array(path, crc32)
-    if packed is None and not npz:
-        path = Path(dset_dir, "dsprites_64x64_packed.npy")
-        kind, crc32 = "drawn", dsprites.CRC32
-        packed = load_array(path, crc32)
-    if packed is None:
-        check_writable(path.parent)
+    path, kind = Path(dset_dir, "dsprites_official_64x64_packed.npy"), "official"
+    if not npz and not path.exists():
+        path, kind = Path(dset_dir, "dsprites_64x64_packed.npy"), "drawn"
+    if not path.exists() or not read_manifest(path):
         print(f"making {path} (377 MB, some seconds) from {npz or 'its definition'}", flush=True)
-        images = dsprites.read_official(npz) if npz else dsprites.render()
-        with atomic_file(path) as file:
-            np.save(file, images)
-        if npz:
-            crc32 = zlib.crc32(images)
-            write_manifest(path, {"crc32": crc32})
-        packed = load_array(path, crc32)
-    if packed is None:
-        raise UserError(f"{path} differs from the reference drawing: please report machine and numpy version")
-    fingerprint = f"dSprites, {kind}, checksum {crc32:08x}"
+        with new_array(path) as (file, manifest):
+            packed = dsprites.read_official(npz) if npz else dsprites.render()
+            np.save(file, packed)
+            manifest["crc32"] = zlib.crc32(packed)
+    fingerprint = f"dSprites, {kind}, checksum {read_manifest(path)['crc32']:08x}"
     print(fingerprint, flush=True)
-    return packed, fingerprint
+    return np.load(path, mmap_mode="c"), fingerprint
 
 
 def first_there(places, folder):
-    """The first of some places below folder that exists, a Path; None if none does."""
+    """Return the first of some places below folder that exists, a Path; None if none does."""
     return next((path for place in places if (path := Path(folder, place)).exists()), None)
 
 
 def how_to_get(name, dset_dir):
-    """What to say when there are no images."""
+    """Return what to say when there are no images."""
     spec = SETS[name]
     what = f"no {spec.title} in {dset_dir}, looked for {', '.join(spec.places)}"
     if not Path(dset_dir).exists():
@@ -150,34 +137,22 @@ def how_to_get(name, dset_dir):
     return f"{what}. To get it: python -m prepare {name} --dset_dir {shlex.quote(str(dset_dir))} {ways}"
 
 
-def check_writable(folder):
-    """Make folder if need be; UserError if nothing can be written to it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    if not os.access(folder, os.W_OK):
-        raise UserError(
-            f"{folder} cannot be written to: use python -m prepare DATASET --dset_dir OTHER --archive FILE"
-        )
+# Arrays, npy files. What is known of one, its manifest, is written last, beside it in JSON: without it there is no array.
 
 
-def load_array(path, crc32):
-    """Map an npy file into memory, uint8; None if there is none, or its pixels have another CRC-32."""
-    if not path.exists():
-        return None
-    found = 0
-    with open(path, "rb") as file:  # read, not mapped, so that it does not count as memory in use
-        file.seek(HEADER)
-        while data := file.read(2**22):
-            found = zlib.crc32(data, found)
-    # "c", copy on write: torch wants an array that can be written to; the file stays as it is
-    return np.load(path, mmap_mode="c") if found == crc32 else None
+@contextlib.contextmanager
+def new_array(path):
+    """Within `with`, write an array to the file, and what is to be known of it into the dict. path is only changed at the end."""
+    manifest, beside = {}, path.with_suffix(".json")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(path) as file:
+        yield file, manifest
+        beside.unlink(missing_ok=True)
+    with atomic_file(beside) as file:
+        file.write(json.dumps(manifest, indent=2).encode())
 
 
 def read_manifest(path):
-    """What is known of the array at path, a dict, kept in JSON beside it; empty if there is none."""
+    """Return what is known of the array at path, a dict; empty if nothing is."""
     beside = path.with_suffix(".json")
     return json.loads(beside.read_bytes()) if beside.exists() else {}
-
-
-def write_manifest(path, manifest):
-    with atomic_file(path.with_suffix(".json")) as file:
-        file.write(json.dumps(manifest, indent=2).encode())

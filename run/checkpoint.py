@@ -37,25 +37,18 @@ class Checkpoints:
     def load(self, name="last"):
         """Read a checkpoint onto the CPU: last, another name in the folder, or a path. UserError if it cannot be read.
 
-        A damaged last gives way to the newest that can be read. None if last is asked for and there are none at all.
+        A damaged last gives way to previous, and that to those kept. None if last is asked for and there are none at all.
         """
         if name != "last":
             return read_checkpoint(self.folder / name if (self.folder / name).exists() else name)
-        readable = []
         for path in self.paths():
             try:
-                state = read_checkpoint(path)
+                return read_checkpoint(path)
             except UserError as error:
                 print(error)
-                continue
-            if path.name == "last":
-                return state
-            readable.append(state)
-        if self.paths() and not readable:
-            raise UserError(
-                f"no checkpoint in {self.folder} can be read: --overwrite True starts anew without them"
-            )
-        return max(readable, key=lambda state: state["iter"], default=None)
+        if self.paths():
+            raise UserError(f"no checkpoint in {self.folder} can be read: --overwrite True starts anew")
+        return None
 
 
 def read_checkpoint(path):
@@ -73,12 +66,7 @@ def read_checkpoint(path):
     except Exception as error:  # of zipfile, pickle and torch, for as many kinds of damage
         what = first_line(error)
         if "Weights only" in what:
-            code = "Unsupported global" in str(error)
-            what = (
-                "it holds other things than tensors and plain values, which might run code"
-                if code
-                else "it is damaged"
-            )
+            what = "it is damaged, or holds more than tensors and plain values, which might run code"
         raise UserError(f"checkpoint {path} cannot be read: {what}") from error
 
 
@@ -117,14 +105,11 @@ def shapes(weights):
 def load_optimizers(optims, saved):
     """Take the averages of saved optimisers, {name: state}; settings stay those of the flags and of the device here."""
     for name, optim in optims.items():
-        if not saved[name]["param_groups"]:
-            raise UserError("the checkpoint holds weights only: --init FILE starts a new run from them")
-        groups = [
-            {**group, "params": before["params"]}
-            for group, before in zip(
-                optim.state_dict()["param_groups"], saved[name]["param_groups"], strict=True
+        if name not in saved or not saved[name]["param_groups"]:
+            raise UserError(
+                "the checkpoint lacks the optimiser's averages: --init FILE starts a new run from its weights"
             )
-        ]
+        groups = optim.state_dict()["param_groups"]
         optim.load_state_dict({"state": saved[name]["state"], "param_groups": groups})
 
 

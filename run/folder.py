@@ -7,9 +7,9 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from prepare.sets import default_distribution
+from prepare.sets import SETS
 from run.checkpoint import Checkpoints
-from run.machine import compare_machines, has_bf16
+from run.machine import has_bf16
 from utils import UserError, atomic_file
 
 # Flags that do not make a run what it is: with another value of any other flag, it is another run.
@@ -17,18 +17,15 @@ FREE = (
     "train max_iter metrics cuda threads precision image_size init dset_dir num_workers image encode save_output gather_step "
     "display_step viz_on viz_server viz_port viz_name output_dir ckpt_dir save_step ckpt_name overwrite"
 ).split()
-ADDED = {
-    "C_start": 0.0,
-    "lr_start_iter": 0,
-    "lr_stop_iter": 0,
-}  # flags that old checkpoints lack: what they trained with
+# Flags that a checkpoint or today's main.py may lack, and the value that stands for their absence.
+ABSENT = {"C_start": 0.0, "lr_stop_iter": 0}
 
 
 def defining_flags(arguments, names):
     """Select the flags in arguments, a dict, that make a run what it is; names: of the flags that main.py has."""
-    arguments = {**ADDED, **arguments}
-    flags = {name: arguments[name] for name in names if name in arguments and name not in FREE}
-    return {**flags, "dist": flags["dist"] or default_distribution(flags["dataset"])}
+    arguments = {**ABSENT, **arguments}
+    flags = {name: arguments[name] for name in (*names, *ABSENT) if name in arguments and name not in FREE}
+    return {**flags, "dist": flags["dist"] or SETS[flags["dataset"]].distribution}
 
 
 class RunFolder:
@@ -82,10 +79,8 @@ class RunFolder:
             print(f"checkpoint {args.ckpt_name} has no flags (those given now count), noise or log")
         else:
             self.check_flags(state["arguments"])
-            if args.train:
-                compare_machines(state, self.machine)
-                if args.init:
-                    print("the run goes on: --init is for new ones")
+            if args.train and args.init:
+                print("the run goes on: --init is for new ones")
         return state
 
     def check_flags(self, arguments):

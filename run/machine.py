@@ -34,12 +34,10 @@ def keep_freed_memory():
     are blocks of 8 MB, that is a third of the time. Does nothing where there is no glibc.
     """
     M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):
-        return
-    mallopt(M_TRIM_THRESHOLD, 2**30)
-    mallopt(M_MMAP_THRESHOLD, 2**28) or mallopt(M_MMAP_THRESHOLD, 2**25)  # the most that older ones take
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(M_TRIM_THRESHOLD, 2**30)
+        libc.mallopt(M_MMAP_THRESHOLD, 2**28)
 
 
 def has_bf16():
@@ -67,11 +65,3 @@ def machine(device, precision):
         "versions": {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
         "commit": git_commit(),
     }
-
-
-def compare_machines(before, now):
-    """Say what about the machine changes the digits of a resumed run. before: a checkpoint; now: machine()."""
-    for name in ("device", "threads", "precision"):
-        if before[name] != now[name]:
-            made = f"the checkpoint was made with {name} {before[name]}, this is {now[name]}"
-            print(f"{made}: digits may differ from those of a run without a break")

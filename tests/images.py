@@ -9,7 +9,7 @@ from PIL import Image
 
 import prepare.__main__ as program
 from prepare.images import decode
-from prepare.sets import find_images
+from prepare.sets import find_images, prepare_images
 
 
 def photo(seed=0, size=(178, 218), mode="RGB"):
@@ -58,9 +58,11 @@ WRITERS = {"folder": write_folder, "zip": write_zip, "tar": write_tar}
 FILES = {f"img_align_celeba/{i:06}.jpg": encoded(photo(i)) for i in (3, 1, 40, 2)}  # not in order
 
 
-def prepared(folder, archive=None, name="celeba", size=64, **wanted):
-    """The prepared images, uint8 (N, C, size, size)."""
-    return find_images(name, folder, size, archive, **wanted)[0]
+def prepared(folder, archive=None, name="celeba", **wanted):
+    """The prepared images, uint8 (N, C, 64, 64)."""
+    if archive or wanted:
+        prepare_images(name, folder, 64, archive, **wanted)
+    return find_images(name, folder, 64)[0]
 
 
 def decoded(data, crop=0, channels=3):

@@ -31,28 +31,25 @@ def server(monkeypatch, tmp_path):
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         server.body, server.length, server.requests, server.status = body, len(body), 0, 200
         url, sha256 = f"http://127.0.0.1:{server.server_port}/{NAME}", hashlib.sha256(body).hexdigest()
-        served = sets.SETS["celeba"]._replace(url=url, hash=f"sha256:{sha256}")
-        monkeypatch.setitem(sets.SETS, "celeba", served)
+        monkeypatch.setitem(
+            sets.SETS, "celeba", sets.SETS["celeba"]._replace(url=url, hash=f"sha256:{sha256}")
+        )
         monkeypatch.setenv("no_proxy", "127.0.0.1")
         threading.Thread(target=server.serve_forever, args=[0.01], daemon=True).start()
         yield server
         server.shutdown()
 
 
-def test_a_file_is_fetched_checked_prepared_and_not_fetched_again(server, tmp_path):
+def test_a_file_is_fetched_checked_prepared_and_not_fetched_again(server, tmp_path, capsys):
     for _ in range(2):
         run("celeba", "--dset_dir", tmp_path / "data", "--download")
     names = {path.name for path in (tmp_path / "data").iterdir()}
     assert names == {"celeba_64x64.json", "celeba_64x64.npy", NAME} and server.requests == 1
+    assert capsys.readouterr().out.count("preparing") == 1
 
 
 @pytest.mark.parametrize(
-    "fault",
-    [
-        {"body": b"another file", "length": 12},
-        {"body": b"broken off"},
-        {"status": 503},
-    ],
+    "fault", [{"body": b"another file", "length": 12}, {"body": b"broken off"}, {"status": 503}]
 )
 def test_what_goes_wrong_is_one_line_that_says_what_to_fetch_by_hand_and_leaves_nothing(
     server, tmp_path, fault, capsys

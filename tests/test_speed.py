@@ -10,7 +10,8 @@ import bench
 import model
 from helpers import ROOT
 from layers import ConvTranspose2d
-from run.checkpoint import load_model, read_checkpoint
+
+WEIGHTS = ROOT / "misc" / "dsprites_B.pt"
 
 
 def output_and_gradients(layer, x):
@@ -33,7 +34,7 @@ def test_a_bf16_step_computes_in_bfloat16_and_has_the_loss_and_gradient_of_a_flo
     """At trained weights: loss within 1 %, an angle between the gradients of less than 8 degrees (cosine 0.99)."""
     losses, gradients, inside = [], [], []
     for precision in ("float32", "bf16"):
-        solver = runs.solver(precision, "--precision", precision, "--init", ROOT / "misc" / "dsprites_B.pt")
+        solver = runs.solver(precision, "--precision", precision, "--init", WEIGHTS)
         solver.net.decoder[9].register_forward_hook(lambda *call: inside.append(call[-1].dtype))
         solver.noise.manual_seed(1)
         loss, terms = solver.compute_loss(solver.data.batch(torch.arange(32) * 23_039))
@@ -62,8 +63,7 @@ def test_a_line_says_where_bf16_is_slow(runs, monkeypatch, has_bf16):
     runs.run("run", "--max_iter", 1, "--save_output", False)
     output = runs.run("run", "--precision bf16 --max_iter", 2, "--save_output", False).stdout
     assert ("only emulates bf16" in output) != has_bf16
-    assert "made with precision float32, this is bf16" in output  # it may change in a run
-    assert read_checkpoint(runs.checkpoint("run"))["precision"] == "bf16"
+    assert "resumed" in output  # it may change in a run
 
 
 @pytest.mark.slow
@@ -77,8 +77,7 @@ def test_main_starts_without_the_libraries_that_only_some_runs_need():
 def test_both_loops_of_bench_compute_the_same_step(runs, monkeypatch):
     # Without noise, of which each would draw its own.
     monkeypatch.setattr(model, "reparameterise", lambda mu, logvar, generator: mu)
-    solver = runs.solver("run", "--lr 1e-9")
-    solver.net.load_state_dict(load_model(bench.TRAINED).state_dict())
+    solver = runs.solver("run", "--lr 1e-9 --init", WEIGHTS)
     next(bench.solver_steps(solver))
     images = solver.data.batch(solver.batches[1])  # one batch: the plain loop shuffles it
     net = next(bench.plain_steps(solver, images))
@@ -88,24 +87,14 @@ def test_both_loops_of_bench_compute_the_same_step(runs, monkeypatch):
         torch.testing.assert_close(one.grad, other.grad, rtol=1e-3, atol=bar)
 
 
-def test_bench_gives_medians_over_rounds_and_the_ratio_to_the_plain_burst_beside_each():
-    _, plain, ours = bench.table({"plain": [1.0, 0.5, 0.25], "main.py": [0.5, 0.125, 0.125]})
+def test_bench_gives_medians_over_rounds_and_the_ratio_to_the_plain_burst_beside_each(
+    dset_dir, tmp_path, monkeypatch, capsys
+):
+    seconds = iter([1.0, 0.5, 0.5, 0.125, 0.25, 0.125])  # plain, main.py, plain ..
+    monkeypatch.setattr(bench, "seconds_per_step", lambda steps, *rest: next(steps) and None or next(seconds))
+    monkeypatch.chdir(tmp_path)
+    assert bench.main(f"--batch_size 8 --threads 1 --rounds 3 --dset_dir {dset_dir}".split()) == 0
+    plain, ours = capsys.readouterr().out.splitlines()[-2:]
     assert plain.split() == ["plain", "2.0", "(", "1.0", "..", "4.0)", "1.00"]
     assert ours.split() == ["main.py", "8.0", "(", "2.0", "..", "8.0)", "2.00"]
-
-
-@pytest.mark.slow
-def test_bench_keeps_denormal_numbers_in_the_plain_loop_and_leaves_no_folders(
-    dset_dir, tmp_path, monkeypatch
-):
-    kept, measure = [], bench.seconds_per_step
-
-    def seconds_per_step(*loop):
-        kept.append(bool(torch.tensor([1e-39]) * 0.5))
-        return measure(*loop)
-
-    monkeypatch.setattr(bench, "seconds_per_step", seconds_per_step)
-    monkeypatch.chdir(tmp_path)
-    flags = "--model FC --optimizer adagrad --batch_size 8 --threads 1 --warm 1 --rounds 2 --burst 1"
-    assert bench.main([*flags.split(), "--dset_dir", str(dset_dir)]) == 0
-    assert kept == [False, True, False, True, False] and list(tmp_path.iterdir()) == []
+    assert list(tmp_path.iterdir()) == []  # it leaves no folders

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from types import SimpleNamespace
 
 import psutil
@@ -67,7 +66,8 @@ def trainers(runs, name):
 GRID = {
     "--seed 0-1 --beta 1,4 --max_iter 1e3": "beta=1_seed=0 beta=4_seed=0 beta=1_seed=1 beta=4_seed=1",
     "--model H FC --lr 5E-4 --seed=7": "model=H_seed=7 model=FC_seed=7",
-    "--seed=3,5-6,3": "seed=3 seed=5 seed=6",
+    "--seed=3,5-6,3 --lr 0:1e-3,9:1e-4": "seed=3 seed=5 seed=6",
+    "--beta 4 0:4,1e4:1": "beta=4_seed=1 beta=0:4,1e4:1_seed=1",
 }
 
 
@@ -100,25 +100,19 @@ def test_wrong_flags_of_the_sweep_or_of_any_run_are_one_line(flags, capsys):
 
 
 @pytest.mark.slow
-def test_finished_runs_are_skipped_and_others_resume_or_begin_or_fail_and_give_the_bytes_of_main(
-    runs, call, monkeypatch
-):
-    shown, began = set(), time.monotonic()
-    send = lambda board, windows: shown.update(window["win"] for window in windows)  # noqa: E731
-    monkeypatch.setattr("viz.dashboard.Dashboard.send", send)
-    monkeypatch.setattr(sweep, "POLL", 0.01)
+def test_finished_runs_are_skipped_and_others_resume_or_begin_or_fail_and_give_the_bytes_of_main(runs, call):
     runs.run("s_seed=1", "--save_output no --seed 1")
     runs.run("s_seed=2", "--save_output no --seed 2 --max_iter 20")
     runs.run("s_seed=3", "--save_output no --seed 3 --max_iter 1 --lr 5e-4")
-    out, err = call("--seed", "1-4", "--parallel", 2, "--viz_on", "True", status=1)
+    out, _ = call("--seed", "1-4", "--parallel", 2, status=1)
     assert "s: 1 of 4 runs are finished\n" in out and "s: 3 of 4 runs are finished; see " in out
     assert not (runs.outputs("s") / "s_seed=1.txt").exists()
     assert "resumed at iteration 20" in printed(runs, "s_seed=2")
     (line,) = [line for line in out.splitlines() if "failed" in line]
     assert line.startswith("s_seed=3: failed, main.py: run s_seed=3 was made with other settings: lr")
-    assert shown == {"summary", "table"} and (runs.outputs("s") / "summary.csv").exists()
-    lines = err.replace("\r", "\n").count("it/s") + err.count("?it")
-    assert 1 <= lines <= 8 + (time.monotonic() - began) / 30  # it does not grow with each look
+    assert {f"summary.{kind}" for kind in ("csv", "md", "png")} <= {
+        path.name for path in runs.outputs("s").iterdir()
+    }
     runs.run("alone", "--save_output no --seed 4")
     assert_same_run(runs, "alone", "s_seed=4")
 
@@ -191,8 +185,6 @@ def test_a_signal_lets_the_runs_save_and_the_same_command_goes_on_to_the_same_by
     assert not runs.outputs("s_seed=2").exists()
     call("--seed", 1, *LONG)
     assert f"resumed at iteration {stopped}" in printed(runs, "s_seed=1")
-    runs.run("alone", "--seed", 1, "--save_output", "False", *LONG)
-    assert_same_run(runs, "alone", "s_seed=1")
 
 
 @pytest.mark.slow
