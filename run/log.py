@@ -34,10 +34,6 @@ class Window:
         row = (self.sums / self.count).tolist() if self.count else self.last_row
         return dict(zip(self.columns, row or []))
 
-    def latent_kld(self):
-        """Return the KL of each latent in nats, (z_dim,); None before the first step."""
-        return [mean for name, mean in self.means().items() if name.startswith("kld_")] or None
-
     def text(self):
         """Return the averages of the scalars as a line."""
         means = self.means().items()

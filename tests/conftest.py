@@ -16,19 +16,12 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 @pytest.fixture(scope="session")
 def dset_dir(tmp_path_factory):
-    """A data folder with the drawn dSprites in it, of which this process computes the checksum only once."""
-    import dataset
+    """A data folder with the drawn dSprites in it."""
     from prepare.sets import find_dsprites
 
     folder = tmp_path_factory.mktemp("data")
-    found = find_dsprites(folder)
-
-    def known(where):
-        return found if str(where) == str(folder) else find_dsprites(where)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dataset, "find_dsprites", known)
-        yield folder
+    find_dsprites(folder)
+    return folder
 
 
 @pytest.fixture(autouse=True)

@@ -152,7 +152,7 @@ def test_active_latents_have_a_line_each_by_kl_in_one_colour_and_what_an_objecti
     assert windows["mu"]["opts"]["xlabel"].endswith("1 latent under 0.1 nats not shown")
 
 
-def test_a_folder_and_a_study_are_shown_and_what_is_not_finite_is_a_gap(server, tmp_path, printed):
+def test_a_folder_is_shown_and_what_is_not_finite_is_a_gap(server, tmp_path, printed):
     folder = write_run(tmp_path / "a b", kld_1=[1, np.inf, np.nan, -np.inf, 3])
     command = [str(folder), "--viz_port", str(server.port)]
     assert dashboard.main(command) == 0
@@ -162,17 +162,9 @@ def test_a_folder_and_a_study_are_shown_and_what_is_not_finite_is_a_gap(server, 
     lines = {line["name"]: line["y"] for line in windows["kld"]["content"]["data"]}
     assert lines["z_1"] == [1, None, None, None, 3]
 
-    Image.new("RGB", (300, 200)).save(tmp_path / "summary.png")
-    (tmp_path / "summary.md").write_text("| beta=1 | <2> |")
-    assert Dashboard(tmp_path, "study", port=server.port).send(dashboard.study(tmp_path, "a study"))
-    windows = server.windows("study")
-    assert set(windows) == {"summary", "table"} and "| beta=1 | &lt;2&gt; |" in windows["table"]["content"]
-    assert windows["summary"]["type"] == "image" and windows["summary"]["title"] == "a study"
-
     server.kill()
     assert dashboard.main(command) == dashboard.main([str(tmp_path)]) == 1
-    study, no_server, no_run = printed()
-    assert study.endswith("/env/study")
+    no_server, no_run = printed()
     assert no_server.startswith("no dashboard at http://localhost") and "python -m visdom.server" in no_server
     assert f"{tmp_path} has no log.csv" in no_run
 

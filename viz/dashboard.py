@@ -6,7 +6,6 @@
 Each window is sent whole, never appended to: what a server has missed or lost is there after the next sending.
 """
 
-import html
 import logging
 import re
 import sys
@@ -56,13 +55,6 @@ def curves(log):
         opts |= dict(marginright=10, margintop=35, marginbottom=45, traceopts={"plotly": looks})
         opts["layoutopts"] = {"plotly": {"title": {"text": title, "x": 0.02}}}  # beside the plot's buttons
         yield window("line", win, title, opts=opts, X=np.array(log["iter"]), Y=y)
-
-
-def study(folder, name):
-    """Yield the windows of a sweep: picture and table of its runs."""
-    yield picture(folder / "summary.png", name, 3 * WIDTH)
-    table = html.escape((folder / "summary.md").read_text(encoding="utf-8"))
-    yield window("text", "table", "Table", 3 * WIDTH, text=f"<pre style='color: black'>{table}</pre>")
 
 
 def run_windows(folder):
