@@ -24,6 +24,8 @@ ABSENT = {"C_start": 0.0, "lr_stop_iter": 0}
 def defining_flags(arguments, names):
     """Select the flags in arguments, a dict, that make a run what it is; names: of the flags that main.py has."""
     arguments = {**ABSENT, **arguments}
+    if "weak_iters" in arguments:
+        del arguments["kl_weight"]  # another flag of that name, of an objective that is gone
     flags = {name: arguments[name] for name in (*names, *ABSENT) if name in arguments and name not in FREE}
     return {**flags, "dist": flags["dist"] or SETS[flags["dataset"]].distribution}
 

@@ -220,7 +220,14 @@ def test_a_run_with_flags_that_are_gone_is_drawn_but_resumed_only_if_they_did_no
     state = read_checkpoint(runs.checkpoint("run"))
 
     def save(**flags):
-        arguments = {**state["arguments"], "C_start": 0.0, "lr_stop_iter": 0, "kl_weight": 0.5, **flags}
+        arguments = {
+            **state["arguments"],
+            "C_start": 0.0,
+            "lr_stop_iter": 0,
+            "kl_weight": 0.5,
+            "weak_iters": 5,
+            **flags,
+        }
         torch.save({**state, "arguments": arguments}, runs.checkpoint("run"))
 
     save(C_start=5.0, lr_stop_iter=40000)
