@@ -15,10 +15,9 @@ from viz.figures import figure
 
 MISC = Path(__file__).resolve().parent
 RUNS = {  # folders in misc/runs and their names in the picture
-    "dsprites_B_seed1": "our recipe",
+    "dsprites_S_seed1": "recipe S",
     "dsprites_B_paper": "objective B",
-    "dsprites_B_smoothed": "objective B, smoothed penalty",
-    "dsprites_B_start10": "objective B, C from 10 nats",
+    "dsprites_B": "objective B, smoothed penalty",
     "dsprites_H_modelB": "objective H, beta 4",
     "dsprites_TC_muon": "beta-TCVAE, beta 6.4, Muon",
 }
@@ -91,7 +90,7 @@ def main(argv=None):
     add("folders", nargs="*", type=Path, help="folders of runs, in each a log.csv; default: those of misc/capacity.md")
     add("--results", nargs="+", type=point, default=[], help="known results, name:KL:reconstruction; default: public code's")
     add("--to_recon", type=float, default=300, help="highest reconstruction loss to draw, nats")
-    add("--out", type=Path, default=MISC / "dsprites_B_compare.png", help="file of the picture")
+    add("--out", type=Path, default=MISC / "compare.png", help="file of the picture")
     # fmt: on
     args = parser.parse_args(argv)
     return run_cli("compare.py", "interrupted", lambda: compare(**vars(args)))

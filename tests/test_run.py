@@ -20,7 +20,7 @@ from utils import StopSignal, UserError, handle_signals
 
 NO_PICTURES = "--save_output no"
 PICTURES = {"traverse.png", "traverse.gif", "reconstruction.png", "factors.png", "plane.png"}
-WEIGHTS = ROOT / "misc" / "dsprites_B_smoothed.pt"
+WEIGHTS = ROOT / "misc" / "dsprites_B.pt"
 
 
 # Resume.
@@ -322,7 +322,6 @@ def test_a_checkpoint_is_trained_on_under_another_name_unless_it_holds_weights_o
 
 def test_the_weights_that_come_with_the_repository_are_drawn(runs):
     runs.flags = runs.flags[runs.flags.index("--threads") :]
-    runs.run(
-        "drawn", "--train False --ckpt_name", ROOT / "misc" / "dsprites_B.pt"
-    )  # of an objective that is gone
-    assert (runs.outputs("drawn") / "40000" / "traverse.png").exists()
+    for name, iteration in (("dsprites_B", 150_000), ("dsprites_S", 20_000)):
+        runs.run(name, "--train False --ckpt_name", ROOT / "misc" / f"{name}.pt")
+        assert (runs.outputs(name) / str(iteration) / "traverse.png").exists()
