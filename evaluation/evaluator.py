@@ -82,9 +82,9 @@ class Evaluator:
         factors = np.stack(np.unravel_index(indices, sizes), axis=1)  # N, K
         information = latent_information(mu, factors, kld)  # z_dim, K
         covariance = (mu - mu.mean(dim=0)).numpy().T @ (factors - factors.mean(axis=0))  # z_dim, K
-        directed = np.isin(self.roles, ("x", "y", "scale"))  # K
+        directed = {k for k, role in enumerate(self.roles) if role in ("x", "y", "scale")}
         best = information.argmax(axis=1)  # z_dim
-        signs = [-1 if directed[k] and row[k] < 0 else 1 for k, row in zip(best, covariance)]
+        signs = [-1 if k in directed and row[k] < 0 else 1 for k, row in zip(best, covariance)]
         return Latents(kld, self.data.factor_names, information, signs)
 
     @torch.no_grad()

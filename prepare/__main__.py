@@ -42,10 +42,14 @@ def parse(argv=None):
 
 
 def fetch(spec, folder):
-    """Download the official file of a data set into folder, unless it is there; its hash must be the one in SETS."""
+    """Download the official file of a data set into folder; return its path, or None if it was there already.
+
+    Its hash must be the one in SETS.
+    """
     import pooch  # no other use needs the network's libraries
 
     path = Path(folder).absolute() / Path(spec.url).name
+    there = path.exists()
     pooch.get_logger().setLevel("WARNING")
     try:
         with progress(total=1, unit="B", unit_scale=True, delay=0, leave=True) as bar:  # pooch sets the total
@@ -55,11 +59,12 @@ def fetch(spec, folder):
         why = " ".join(str(error).split())
         by_hand = f"Try again, or put the file at {path} by hand"
         raise UserError(f"{spec.url} could not be fetched ({why}). {by_hand}") from None
+    return None if there else path
 
 
 def run(args):
     if args.download:
-        fetch(SETS[args.dataset], args.dset_dir)
+        args.archive = fetch(SETS[args.dataset], args.dset_dir)
     if args.dataset == "dsprites":
         find_dsprites(args.dset_dir, args.archive)
         return

@@ -104,12 +104,13 @@ def shapes(weights):
 
 def load_optimizers(optims, saved):
     """Take the averages of saved optimisers, {name: state}; settings stay those of the flags and of the device here."""
+    if not all(name in saved and saved[name]["param_groups"] for name in optims):
+        what = "the checkpoint lacks the optimiser's averages"
+        raise UserError(f"{what}: --init FILE starts a new run from its weights")
     for name, optim in optims.items():
-        if name not in saved or not saved[name]["param_groups"]:
-            raise UserError(
-                "the checkpoint lacks the optimiser's averages: --init FILE starts a new run from its weights"
-            )
-        groups = optim.state_dict()["param_groups"]
+        # Up to torch 1.5, parameters are named by addresses, as in the keys of the saved state.
+        groups = zip(optim.state_dict()["param_groups"], saved[name]["param_groups"])
+        groups = [{**group, "params": before["params"]} for group, before in groups]
         optim.load_state_dict({"state": saved[name]["state"], "param_groups": groups})
 
 

@@ -18,14 +18,14 @@ FREE = (
     "display_step viz_on viz_server viz_port viz_name output_dir ckpt_dir save_step ckpt_name overwrite"
 ).split()
 # Flags that a checkpoint or today's main.py may lack, and the value that stands for their absence.
-ABSENT = {"C_start": 0.0, "lr_stop_iter": 0}
+ABSENT = {"C_start": 0.0, "lr_stop_iter": 0, "kl_weight": 1.0}
 
 
 def defining_flags(arguments, names):
     """Select the flags in arguments, a dict, that make a run what it is; names: of the flags that main.py has."""
     arguments = {**ABSENT, **arguments}
     if "weak_iters" in arguments:
-        del arguments["kl_weight"]  # another flag of that name, of an objective that is gone
+        arguments["kl_weight"] = 1.0  # another flag of that name, of an objective that is gone
     flags = {name: arguments[name] for name in (*names, *ABSENT) if name in arguments and name not in FREE}
     return {**flags, "dist": flags["dist"] or SETS[flags["dataset"]].distribution}
 

@@ -55,7 +55,7 @@ class Window:
 
 
 class Log:
-    """log.csv: a header, and a row for each window of iterations."""
+    """log.csv: a header, and a row for each window of iterations, at least one."""
 
     def __init__(self, path):
         self.path = Path(path)
@@ -71,20 +71,25 @@ class Log:
             header, *rows = self.path.read_text().splitlines()
             whole = [row for row in rows if row.count(",") == header.count(",")]  # the last may be cut short
             kept = [row for row in whole if int(row.split(",")[0]) <= last_iter]
+            if not kept:
+                self.path.unlink()
+                return
             with atomic_file(self.path) as file:
                 file.write("".join(f"{line}\n" for line in [header, *kept]).encode())
 
     def append(self, iteration, means):
         """Add a row of {column: average}, on the disk at once; return its averages as a reader of the file will see them."""
-        header, texts = ["iter", *means], [f"{mean:.6g}" for mean in means.values()]
+        texts = [f"{mean:.6g}" for mean in means.values()]
+        header, row = ",".join(["iter", *means]), ",".join([str(iteration), *texts])
         if not self.path.exists():
             with atomic_file(self.path) as file:
-                file.write(f"{','.join(header)}\n".encode())
+                file.write(f"{header}\n{row}\n".encode())
+            return list(map(float, texts))
         with open(self.path, "r+") as file:
-            if file.readline().strip() != ",".join(header):
+            if file.readline().strip() != header:
                 raise UserError(f"{self.path} has other columns than this code logs: use another --viz_name")
             file.seek(0, os.SEEK_END)
-            file.write(f"{','.join([str(iteration), *texts])}\n")
+            file.write(f"{row}\n")
             file.flush()
             os.fsync(file.fileno())
         return list(map(float, texts))

@@ -37,7 +37,8 @@ def keep_freed_memory():
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):
         libc.mallopt(M_TRIM_THRESHOLD, 2**30)
-        libc.mallopt(M_MMAP_THRESHOLD, 2**28)
+        # 2**25 is the most that older ones take; with the first call alone they would give back even more
+        libc.mallopt(M_MMAP_THRESHOLD, 2**28) or libc.mallopt(M_MMAP_THRESHOLD, 2**25)
 
 
 def has_bf16():

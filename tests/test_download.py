@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from images import FILES, refusal, run, write_zip
+from images import FILES, prepared, refusal, run, write_zip
 from prepare import sets
 
 NAME = "img_align_celeba.zip"
@@ -46,6 +46,13 @@ def test_a_file_is_fetched_checked_prepared_and_not_fetched_again(server, tmp_pa
     names = {path.name for path in (tmp_path / "data").iterdir()}
     assert names == {"celeba_64x64.json", "celeba_64x64.npy", NAME} and server.requests == 1
     assert capsys.readouterr().out.count("preparing") == 1
+
+
+def test_what_is_fetched_replaces_what_was_prepared_from_another_archive(server, tmp_path):
+    sample = write_zip(tmp_path / "sample.zip", dict(list(FILES.items())[:1]))
+    run("celeba", "--dset_dir", tmp_path / "data", "--archive", sample)
+    run("celeba", "--dset_dir", tmp_path / "data", "--download")
+    assert len(prepared(tmp_path / "data")) == len(FILES)
 
 
 @pytest.mark.parametrize(

@@ -157,6 +157,14 @@ def test_data_without_factors_are_drawn_from_two_images_and_not_scored(drawn, tm
         unknown.score("fast", tmp_path, {}, latents)
 
 
+def test_factors_without_roles_are_named(tmp_path):
+    class Roleless(Grid):
+        factor_roles = None
+
+    latents = Evaluator(Oracle(), Roleless()).describe()
+    assert latents.factor(0).startswith("x") and latents.sign(0) == 1
+
+
 def test_codes_are_written_in_order_with_the_factors_of_each_image(oracle, tmp_path):
     oracle.encode(tmp_path / "codes.npz")
     codes = np.load(tmp_path / "codes.npz")

@@ -200,7 +200,9 @@ def test_page_is_one_file_that_loads_nothing(tmp_path):
     assert path.stat().st_size < 1e6
 
 
-@pytest.mark.parametrize("layer", [nn.LeakyReLU(), nn.Conv2d(1, 1, 3, padding=1)])
+@pytest.mark.parametrize(
+    "layer", [nn.LeakyReLU(), nn.Conv2d(1, 1, 3, padding=1), nn.ConvTranspose2d(1, 1, 3, 1, 2, dilation=2)]
+)
 def test_a_decoder_that_the_page_cannot_run_is_named_and_no_page_written(tmp_path, layer):
     layers = nn.Sequential(nn.Linear(10, 4096), nn.Unflatten(1, (1, 64, 64)), layer)
     images, mu = torch.rand(1, 1, 64, 64), torch.zeros(1, 10)

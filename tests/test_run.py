@@ -14,6 +14,7 @@ from torch import nn
 from helpers import ROOT, assert_same_run, same
 from model import MODELS, BetaVAE
 from run.checkpoint import Checkpoints, load_model, read_checkpoint
+from run.folder import defining_flags
 from run.log import read_log
 from solver import Solver
 from utils import StopSignal, UserError, handle_signals
@@ -44,7 +45,7 @@ def stopping_at(patch, iteration, name):
     [
         (19, "SIGTERM", 143, "--objective B --C_stop_iter 20 --optimizer muon --lr 20:1e-3,40:1e-5"),
         (20, "SIGINT", 130, "--objective B --C_stop_iter 20 --optimizer adam"),
-        (27, "SIGUSR2", 140, "--objective TC --beta 20:1,30:4 --optimizer adagrad --lr 1e-2"),
+        (27, "SIGUSR2", 140, "--objective TC --kl_weight 20:1,30:4 --optimizer adagrad --lr 1e-2"),
         (32, "SIGXCPU", 152, "--objective H --model H"),
     ],
 )
@@ -230,6 +231,12 @@ def test_a_run_with_flags_that_are_gone_is_drawn_but_resumed_only_if_they_did_no
         }
         torch.save({**state, "arguments": arguments}, runs.checkpoint("run"))
 
+    now = state["arguments"]
+    older = {name: value for name, value in now.items() if name != "kl_weight"}
+    for before in (older, {**older, "weak_iters": 5}, {**now, "kl_weight": 0.5, "weak_iters": 5}):
+        assert defining_flags(before, now) == defining_flags(
+            now, now
+        )  # a sweep skips it, once it is finished
     save(C_start=5.0, lr_stop_iter=40000)
     error = runs.refused("run", "--max_iter 9")
     assert "C_start 5.0 (now 0.0)" in error and "lr_stop_iter 40000 (now 0)" in error
@@ -255,6 +262,20 @@ def test_overwrite_starts_anew_and_leaves_nothing_of_the_run_before(runs, monkey
     assert runs.checkpoints("run") == {"last", "2other"}
     assert read_checkpoint(runs.checkpoint("run"))["iter"] == 8
     assert runs.checkpoint("run/2other").exists()  # a run of its own
+
+
+def test_a_log_without_a_row_before_the_checkpoint_is_begun_again_and_the_run_is_drawn(runs):
+    with pytest.MonkeyPatch.context() as patch:
+        stopping_at(patch, 5, "SIGTERM")
+        runs.run("run", NO_PICTURES, status=143)
+    saved = runs.checkpoint("run").read_bytes()
+    runs.run("run", NO_PICTURES, "--max_iter 9")
+    runs.checkpoint("run").write_bytes(saved)  # killed at 9
+    with pytest.MonkeyPatch.context() as patch:
+        stopping_at(patch, 6, "SIGTERM")
+        runs.run("run", NO_PICTURES, status=143)
+    assert "pictures in" in runs.run("run", "--train False").stdout
+    assert not (runs.outputs("run") / "log.csv").exists()
 
 
 def test_a_log_whose_checkpoints_are_elsewhere_is_kept(runs):
@@ -299,6 +320,9 @@ def test_a_checkpoint_of_the_public_repository_is_drawn_and_trained_on(runs, old
     names = ("params", "lr", "betas", "eps", "weight_decay")
     group = {name: optim["param_groups"][0][name] for name in names}
     steps = {i: {**one, "step": 20} for i, one in optim["state"].items()}
+    if old_format:  # there, addresses are the names of parameters
+        steps = {1000 - i: one for i, one in steps.items()}
+        group["params"] = [1000 - i for i in group["params"]]
     theirs = {"iter": 20, "win_states": {"recon": "window_1"}, "model_states": state["model_states"]}
     theirs["optim_states"] = {"optim": {"state": steps, "param_groups": [group]}}
     public = runs.folder / "public"

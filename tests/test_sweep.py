@@ -67,7 +67,7 @@ GRID = {
     "--seed 0-1 --beta 1,4 --max_iter 1e3": "beta=1_seed=0 beta=4_seed=0 beta=1_seed=1 beta=4_seed=1",
     "--model H FC --lr 5E-4 --seed=7": "model=H_seed=7 model=FC_seed=7",
     "--seed=3,5-6,3 --lr 0:1e-3,9:1e-4": "seed=3 seed=5 seed=6",
-    "--beta 4 0:4,1e4:1": "beta=4_seed=1 beta=0:4,1e4:1_seed=1",
+    "--kl_weight 4 0:4,1e4:1": "kl_weight=4_seed=1 kl_weight=0:4,1e4:1_seed=1",
 }
 
 

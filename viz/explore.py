@@ -38,9 +38,9 @@ def to_layers(decoder, z):
                     linear[name] = linear[name].unflatten(-1, size).movedim(-3, -1)
             case nn.Module() if type(module).__name__ == "Broadcast":
                 layers.append(dict(places=module(z)[0, z.shape[1] :].movedim(0, -1)))  # 8, 8, 2 coordinates
-            case nn.Conv2d(bias=torch.Tensor(), kernel_size=(1, 1), stride=(1, 1), padding=(0, 0)):
+            case nn.Conv2d(bias=torch.Tensor(), groups=1, kernel_size=(1, 1), stride=(1, 1), padding=(0, 0)):
                 convolution(module.weight.permute(1, 2, 3, 0), module.bias)
-            case nn.ConvTranspose2d(bias=torch.Tensor(), output_padding=(0, 0)):
+            case nn.ConvTranspose2d(bias=torch.Tensor(), groups=1, dilation=(1, 1), output_padding=(0, 0)):
                 sizes = module.kernel_size[0], module.stride[0], module.padding[0]
                 convolution(module.weight.permute(0, 2, 3, 1), module.bias, *sizes)
             case _:
