@@ -68,7 +68,7 @@ def test_every_command_in_the_texts_parses(capsys):
 def test_the_papers_settings_are_one_command_each():
     burgess = next(each for each in commands() if "--objective B " in each and "--C_stop_iter 1e5" in each)
     both = dict(dataset="dsprites", z_dim=10, batch_size=64)
-    B = dict(objective="B", model="B", gamma=1000, C_start=0, C_max=25, C_stop_iter=10**5, delta=0)
+    B = dict(objective="B", model="B", gamma=1000, C_max=25, C_stop_iter=10**5, delta=0)
     B |= dict(optimizer="adam", lr=5e-4, beta1=0.9, beta2=0.999, max_iter=10**6)
     H = dict(objective="H", model="FC", beta=4, optimizer="adagrad", lr=1e-2, viz_name="dsprites_H")
     for command, settings in ((burgess, B | both), ("sh run_dsprites_H.sh", H | both)):
