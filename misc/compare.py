@@ -15,7 +15,7 @@ from viz.figures import figure
 
 MISC = Path(__file__).resolve().parent
 RUNS = {  # folders in misc/runs and their names in the picture
-    "dsprites_S_seed1": "recipe S",
+    "dsprites_S_seed2": "the recipe, network S",
     "dsprites_B_paper": "objective B",
     "dsprites_B": "objective B, smoothed penalty",
     "dsprites_H_modelB": "objective H, beta 4",
