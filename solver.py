@@ -146,14 +146,11 @@ class Solver:
         if self.args.save_output:
             self.draw()
 
-    def describe(self):
-        return self.evaluator.describe()
-
     def draw(self, latents=None):
         """Write the pictures of this iteration. Uses none of training's random numbers, so it does not affect training."""
         folder, log = self.outputs / str(self.iter), self.log.path
         try:
-            latents = latents or self.describe()
+            latents = latents or self.evaluator.describe()
             self.evaluator.draw(folder, latents)
             if log.exists():
                 columns = read_log(log)
@@ -175,7 +172,7 @@ class Solver:
         """Score the model according to --metrics, and draw its pictures."""
         args, folder = self.args, self.outputs / str(self.iter)
         scored, drawn = args.metrics != "none", args.save_output and not args.train
-        latents = self.describe() if scored or drawn or args.image else None
+        latents = self.evaluator.describe() if scored or drawn or args.image else None
         if scored:
             about = {"iter": self.iter, **self.machine}
             self.evaluator.score(args.metrics, folder, about, latents, draw=args.save_output)
