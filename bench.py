@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader
 
 from layers import ConvTranspose2d
 from main import make_parser, parse, positive
+from objectives import scheduled
 from optimizers import OPTIMIZERS
 from solver import Solver
 from utils import bind, progress, run_cli
@@ -41,7 +42,7 @@ def plain_steps(solver, images):
             layer.__class__ = torch.nn.ConvTranspose2d
     optims = bind(OPTIMIZERS[args.optimizer], args)(net).values()
     for group in (group for optim in optims for group in optim.param_groups):
-        group["fused"] = None  # torch's default; Muon has no such option
+        group["fused"], group["lr"] = None, scheduled(args.lr, 1)  # None: torch's default; Muon has no such option
     while True:
         for x in DataLoader(images, args.batch_size, shuffle=True, drop_last=True):
             x = x.to(solver.device)

@@ -111,13 +111,14 @@ def find_dsprites(dset_dir, npz=None):
     path, kind = Path(dset_dir, "dsprites_official_64x64_packed.npy"), "official"
     if not npz and not path.exists():
         path, kind = Path(dset_dir, "dsprites_64x64_packed.npy"), "drawn"
-    if not path.exists() or not read_manifest(path):
+    manifest = read_manifest(path)
+    if not path.exists() or not manifest:
         print(f"making {path} (377 MB, some seconds) from {npz or 'its definition'}", flush=True)
         with new_array(path) as (file, manifest):
             packed = dsprites.read_official(npz) if npz else dsprites.render()
             np.save(file, packed)
             manifest["crc32"] = zlib.crc32(packed)
-    fingerprint = f"dSprites, {kind}, checksum {read_manifest(path)['crc32']:08x}"
+    fingerprint = f"dSprites, {kind}, checksum {manifest['crc32']:08x}"
     print(fingerprint, flush=True)
     return np.load(path, mmap_mode="c"), fingerprint
 
