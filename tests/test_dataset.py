@@ -56,6 +56,7 @@ def test_the_seed_images_of_dsprites_are_the_largest_shapes_in_the_middle(dset_d
     assert (x.sum(dim=(1, 2)) > 1.1 * one_scale_smaller.sum(dim=(1, 2))).all()
 
 
+@pytest.mark.slow
 def test_main_prepares_by_itself_trains_and_draws(runs):
     write_folder(runs.folder / "data/3DChairs/images", {f"{i}.png": grey(i, (400, 400)) for i in range(9)})
     flags = ["--dataset", "3dchairs", "--dset_dir", runs.folder / "data", "--max_iter", 4, "--z_dim", 5]

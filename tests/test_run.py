@@ -142,6 +142,7 @@ def test_a_run_writes_log_arguments_pictures_and_checkpoints(runs):
     assert read_checkpoint(runs.checkpoint("run", "previous"))["iter"] == 30
 
 
+@pytest.mark.slow
 def test_a_picture_that_fails_costs_neither_the_training_nor_the_checkpoint(runs, monkeypatch):
     def failing(*_):
         assert read_checkpoint(runs.checkpoint("run"))["iter"] == 20  # saved before
@@ -248,6 +249,7 @@ def test_a_run_with_flags_that_are_gone_is_drawn_but_resumed_only_if_they_did_no
     runs.run("run", NO_PICTURES, "--train False")
 
 
+@pytest.mark.slow
 def test_overwrite_starts_anew_and_leaves_nothing_of_the_run_before(runs, monkeypatch):
     monkeypatch.setattr(Checkpoints, "KEEP_EVERY", 10)
     runs.run("run", "--max_iter 20")
@@ -264,6 +266,7 @@ def test_overwrite_starts_anew_and_leaves_nothing_of_the_run_before(runs, monkey
     assert runs.checkpoint("run/2other").exists()  # a run of its own
 
 
+@pytest.mark.slow
 def test_a_log_without_a_row_before_the_checkpoint_is_begun_again_and_the_run_is_drawn(runs):
     with pytest.MonkeyPatch.context() as patch:
         stopping_at(patch, 5, "SIGTERM")
@@ -334,6 +337,7 @@ def test_a_checkpoint_of_the_public_repository_is_drawn_and_trained_on(runs, old
     assert "do not fit --model H" in runs.refused("other", "--ckpt_name", public, "--model H")
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_trained_on_under_another_name_unless_it_holds_weights_only(runs):
     runs.run("whole", NO_PICTURES)
     runs.run("one", NO_PICTURES, "--max_iter 20")
@@ -344,6 +348,7 @@ def test_a_checkpoint_is_trained_on_under_another_name_unless_it_holds_weights_o
     assert "--init FILE" in runs.refused("run", "--ckpt_name", WEIGHTS, flags)
 
 
+@pytest.mark.slow
 def test_the_weights_that_come_with_the_repository_are_drawn(runs):
     runs.flags = runs.flags[runs.flags.index("--threads") :]
     for name, iteration in (("dsprites_B", 150_000), ("dsprites_S", 20_000)):
