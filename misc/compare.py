@@ -15,7 +15,7 @@ from viz.figures import figure
 
 MISC = Path(__file__).resolve().parent
 RUNS = {  # folders in misc/runs and their names in the picture
-    "dsprites_S_seed2": "the recipe, network S",
+    "dsprites_S_seed1": "the recipe, network S",
     "dsprites_B_paper": "objective B",
     "dsprites_B": "objective B, smoothed penalty",
     "dsprites_H_modelB": "objective H, beta 4",
@@ -54,10 +54,11 @@ def draw(runs, results, path):
             axes.plot(kl, recon, "o-", markevery=[-1], label=name)
         right = 1.35 * max(axes.get_xlim()[1], *(kl for kl, _ in results.values()))  # room for labels
         axes.plot(*zip(*results.values()), "x", color="black", label="public code: objective, iterations")
+        behind = dict(facecolor="white", edgecolor="none", pad=0.5, alpha=0.8)  # of labels, over the lines
         for name, (kl, recon) in results.items():
             before = kl < right / 2
             place = dict(xytext=(-8 if before else 8, 0), ha="right" if before else "left", va="center")
-            axes.annotate(name, (kl, recon), textcoords="offset points", fontsize=9, **place)
+            axes.annotate(name, (kl, recon), textcoords="offset points", fontsize=9, bbox=behind, **place)
         axes.set(xlabel="KL from the prior, nats per image", ylabel="reconstruction loss, nats per image")
         axes.set(yscale="log", xlim=(0, right))
         axes.set_yticks([20, 30, 50, 100, 200, 300], [20, 30, 50, 100, 200, 300])
