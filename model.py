@@ -48,7 +48,7 @@ def reparameterise(mu, logvar, generator=None):
 class BetaVAE(nn.Module):
     """What all models share. To add one: a subclass with __init__(z_dim, nc), named in MODELS.
 
-    It sets self.encoder and self.decoder, each an nn.Sequential. Neither holds batch norm or dropout: pictures and scores
+    It sets self.encoder, whose last layer gives mu and logvar, and then self.decoder, each an nn.Sequential. Neither holds batch norm or dropout: pictures and scores
     during training take the network as it is, and dropout's random numbers are not saved.
     """
 

@@ -5,8 +5,8 @@ An objective is a function of (x, x_recon, mu, logvar, z, step) and, by keyword,
     mu, logvar, z     parameters of q(z|x) and the sample to decode, (B, z_dim)
     step              iteration, starting at 1
 It returns the loss to minimise (scalar) and a dict of what to log: scalars, or vectors (z_dim,) with one value per
-latent. The columns of log.csv follow its keys; names of scalars do not end in a digit. The other programs read
-recon_loss, total_kld and kld. To add an objective, write the function and name it in OBJECTIVES.
+latent. The columns of log.csv follow its keys; names of scalars do not end in a digit, and mu and var are taken. The
+other programs read recon_loss, total_kld and kld. To add an objective, write the function and name it in OBJECTIVES.
 """
 
 import math
@@ -111,9 +111,11 @@ def objective_TC(x, x_recon, mu, logvar, z, step, *, dist, beta, kl_weight):
 
     kl_weight: factor of all but the reconstruction, a number or a schedule; 1 in the paper.
     """
-    _, terms = objective_H(x, x_recon, mu, logvar, z, step, dist=dist, beta=1)
-    regulariser = terms["total_kld"] + (beta - 1) * total_correlation(z, mu, logvar)
-    return terms["recon_loss"] + scheduled(kl_weight, step) * regulariser, terms
+    recon_loss = reconstruction_loss(x, x_recon, dist)
+    total_kld, latent_kld, mean_kld = kl_divergence(mu, logvar)
+    regulariser = total_kld + (beta - 1) * total_correlation(z, mu, logvar)
+    loss = recon_loss + scheduled(kl_weight, step) * regulariser
+    return loss, {"recon_loss": recon_loss, "total_kld": total_kld, "mean_kld": mean_kld, "kld": latent_kld}
 
 
 OBJECTIVES = {"H": objective_H, "B": objective_B, "TC": objective_TC}

@@ -34,7 +34,7 @@ class Solver:
             self.build(new=not state)
             if state:
                 self.load(state)
-            self.locked = locked.pop_all()  # until train() ends
+            self.locked = locked.pop_all()  # no error: the lock is held until train() ends
 
     def build(self, new):
         """Build all that trains, at iteration 0. Network, data order, noise and pictures each have their own seed."""

@@ -52,10 +52,11 @@ def first_line(error):
 
 
 def bind(function, args):
-    """Fill in the keyword-only arguments of function that have no default from the flags of the same name."""
-    names = [p.name for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
-    defaults = function.__kwdefaults__ or {}
-    return partial(function, **{name: getattr(args, name) for name in names if name not in defaults})
+    """Fill in the keyword-only arguments of function from the flags of the same name; one with a default needs no flag."""
+    names = {p.name for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY}
+    if missing := names - vars(args).keys() - (function.__kwdefaults__ or {}).keys():
+        raise UserError(f"{function.__name__} needs the flag --{min(missing)}, which main.py does not have")
+    return partial(function, **{name: value for name, value in vars(args).items() if name in names})
 
 
 # Signals.

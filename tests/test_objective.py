@@ -15,7 +15,7 @@ import objectives
 from dataset import epoch_order
 from objectives import reconstruction_loss
 from run.log import read_log
-from utils import bind, stream_seed
+from utils import UserError, bind, stream_seed
 
 
 def q(mu, logvar):
@@ -138,6 +138,17 @@ def test_weights_order_of_the_images_and_noise_each_follow_the_seed(runs):
 
 
 # Objectives of one's own.
+
+
+def test_keyword_arguments_come_from_flags_and_one_without_a_flag_keeps_its_default_or_is_named():
+    def mine(x, *, beta, gamma=0.5, own=5):
+        return x, beta, gamma, own
+
+    args = main.parse("--beta 3 --gamma 2".split())
+    assert bind(mine, args)(1) == (1, 3, 2, 5)
+    mine.__kwdefaults__.pop("own")
+    with pytest.raises(UserError, match="mine needs the flag --own"):
+        bind(mine, args)
 
 
 def test_an_objective_that_is_added_to_the_table_trains_logs_its_terms_and_resumes(runs, monkeypatch):
