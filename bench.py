@@ -42,10 +42,8 @@ def plain_steps(solver, images):
             layer.__class__ = torch.nn.ConvTranspose2d
     optims = bind(OPTIMIZERS[args.optimizer], args)(net).values()
     for group in (group for optim in optims for group in optim.param_groups):
-        group["fused"], group["lr"] = (
-            None,
-            scheduled(args.lr, 1),
-        )  # None: torch's default; Muon has no such option
+        group["lr"] = scheduled(args.lr, 1)
+        group["fused"] = None  # torch's default; Muon has no such option
     while True:
         for x in DataLoader(images, args.batch_size, shuffle=True, drop_last=True):
             x = x.to(solver.device)

@@ -48,8 +48,9 @@ def reparameterise(mu, logvar, generator=None):
 class BetaVAE(nn.Module):
     """What all models share. To add one: a subclass with __init__(z_dim, nc), named in MODELS.
 
-    It sets self.encoder, whose last layer gives mu and logvar, and then self.decoder, each an nn.Sequential. Neither holds batch norm or dropout: pictures and scores
-    during training take the network as it is, and dropout's random numbers are not saved.
+    It sets self.encoder, whose last layer gives mu and logvar, and then self.decoder, each an nn.Sequential. Neither holds
+    batch norm or dropout: pictures and scores during training take the network as it is, and dropout's random numbers are
+    not saved.
     """
 
     image_size = 64  # width and height, in pixels, of the images that the network takes
