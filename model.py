@@ -19,7 +19,7 @@ def kaiming_init(module):
     The fan-in of a transposed conv is the number of terms in the sum that makes one output
     value: C_in * k^2 / stride^2. torch's kaiming_normal_ takes C_out * k^2 instead, which makes
     the decoder's activations shrink at every layer and its last layer three times too large. With
-    that, or with torch's default, objective B never improves on the best static picture.
+    that, or with torch's default, objective B stays at the data's mean image.
     A transposed conv of stride 1 is only used on a 1x1 input here, where fan_in = C_in.
 
     Output layers (mu and logvar, logits) are initialised in the same way: their input went through

@@ -335,7 +335,7 @@ def score(mu, logvar, factors, level="full", seed=0, roles=()):
         if isinstance(value, dict):
             scores |= {f"{name}_{part}": number for part, number in value.items()}
         else:
-            scores[name] = value if np.ndim(value) else float(value)
+            scores[name] = np.asarray(value).tolist()
     kld = np.full(codes.shape[1], np.inf) if logvar is None else mean_kl(mu, logvar)  # z
     if logvar is not None:
         scores["active_latents"] = int((kld > ACTIVE).sum())

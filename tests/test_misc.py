@@ -1,7 +1,14 @@
-"""The script of misc/ that draws runs beside published results."""
+"""The scripts of misc/: runs beside published results, and what no score sees in a model of dSprites."""
 
+import re
+
+import numpy as np
+import pytest
+
+from dataset import DSprites
 from helpers import ROOT
-from misc import compare
+from misc import compare, shapes
+from prepare.sets import find_dsprites
 
 
 def test_a_run_is_drawn_from_its_first_row_below_a_loss_or_refused_in_one_line(tmp_path, capsys):
@@ -13,3 +20,23 @@ def test_a_run_is_drawn_from_its_first_row_below_a_loss_or_refused_in_one_line(t
     assert compare.main([str(run), "--to_recon", "1", "--out", str(picture)]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("compare.py: ")
+
+
+@pytest.mark.parametrize("shape, fold", list(enumerate(shapes.FOLDS.values())))
+def test_the_orientation_of_an_image_is_that_of_its_shape_wherever_it_is(dset_dir, shape, fold):
+    data, steps = DSprites(*find_dsprites(dset_dir)), np.arange(40)
+    for x, y in ((16, 16), (3, 29)):
+        found = shapes.orientation(shapes.images(data, [shape, 5, steps, x, y]), fold).numpy()
+        error = (found - found[0] + 360 / 39 * steps) % (360 / fold)  # turned against the clock
+        assert np.minimum(error, 360 / fold - error).max() < 3  # of pixels
+
+
+@pytest.mark.slow
+def test_position_turns_nothing_in_the_recipes_weights_and_no_other_latent_knows_it(dset_dir, capsys):
+    weights = [str(ROOT / "misc" / f"dsprites_{name}.pt") for name in "SB"]
+    assert shapes.main([*weights, "--dset_dir", str(dset_dir)]) == 0
+    recipe, discs = capsys.readouterr().out.split("dsprites_B.pt")
+    turns = [[float(degrees) for degrees in re.findall(r"by ([\d.]+) of", part)] for part in (recipe, discs)]
+    assert len(turns[0]) == 4 and max(turns[0]) < 3 and max(turns[1]) > 10  # ellipses of the other model turn
+    assert all(float(effect) < 0.1 for effect in re.findall(r"z_\d ([\d.]+)", recipe))
+    assert float(re.search(r"hearts decoded from the mean: ([\d.]+)", recipe)[1]) < 26
