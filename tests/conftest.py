@@ -7,7 +7,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from helpers import ROOT, Runs, same, wait_for  # noqa: E402, F401
+from helpers import Runs  # noqa: E402
 
 # nohup, and shells for what they start in the background, ignore these, and so would the processes that tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -9,9 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from conftest import same
 from evaluation import evaluator, metrics
 from evaluation.evaluator import Evaluator, encode_all
+from helpers import same
 from model import build_net
 from run.checkpoint import read_checkpoint
 from utils import UserError
