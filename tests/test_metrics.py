@@ -89,6 +89,7 @@ def test_perfect_codes_of_dsprites_reach_the_ceilings_that_the_docstrings_state(
     assert irs(noise(len(factors)), factors) == pytest.approx(0.40, abs=0.03)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("metric", [higgins, factor_vae])
 def test_classifiers_are_scored_on_points_that_they_have_not_seen(metric):
     scores = [metric(noise(z=30), FACTORS, seed, train=100, test=100, batch=8) for seed in range(5)]
@@ -197,6 +198,7 @@ def literal_factor_vae(codes, rng):
     return sum(majority.get(d) == k for d, k in test) / len(test)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "metric, settings, literal",
     [(higgins, dict(exclude=(0,)), literal_higgins), (factor_vae, {}, literal_factor_vae)],
