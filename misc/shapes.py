@@ -19,7 +19,7 @@ from prepare.dsprites import FACTOR_SIZES, SHAPES
 from prepare.sets import find_dsprites
 from run.checkpoint import load_model
 from run.machine import set_up_device
-from utils import Parser, file_name, run_cli
+from utils import Parser, UserError, file_name, run_cli
 
 FOLDS = {"square": 4, "ellipse": 2}  # orientations of the shape that look alike
 
@@ -96,8 +96,11 @@ def main(argv=None):
         set_up_device(cuda=False)
         data = DSprites(*find_dsprites(args.dset_dir))
         for path in args.checkpoints:
+            net = load_model(path)
+            if net.decode(torch.zeros(1, net.encoder[-1].out_features // 2)).shape[1] != data.channels:
+                raise UserError(f"{path} is a model of colour images, not of dSprites")
             print(path)
-            measure(load_model(path), data)
+            measure(net, data)
 
     return run_cli("misc.shapes", "interrupted", run)
 

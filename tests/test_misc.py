@@ -4,10 +4,12 @@ import re
 
 import numpy as np
 import pytest
+import torch
 
 from dataset import DSprites
 from helpers import ROOT
 from misc import compare, shapes
+from model import BetaVAE_H
 from prepare.sets import find_dsprites
 
 
@@ -29,6 +31,12 @@ def test_the_orientation_of_an_image_is_that_of_its_shape_wherever_it_is(dset_di
         found = shapes.orientation(shapes.images(data, [shape, 5, steps, x, y]), fold).numpy()
         error = (found - found[0] + 360 / 39 * steps) % (360 / fold)  # turned against the clock
         assert np.minimum(error, 360 / fold - error).max() < 3  # of pixels
+
+
+def test_a_model_of_colour_images_is_refused_in_one_line(dset_dir, tmp_path, capsys):
+    torch.save({"iter": 1, "model_states": {"net": BetaVAE_H(5, 3).state_dict()}}, tmp_path / "last")
+    assert shapes.main([str(tmp_path / "last"), "--dset_dir", str(dset_dir)]) == 1
+    assert "colour images" in capsys.readouterr().err
 
 
 @pytest.mark.slow
